@@ -1,0 +1,33 @@
+# make demo: the runtime alone, one metasurface designed.   make test: everything installed and checked.
+PYTHON ?= python3
+BIN = .venv/bin
+PIP = $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test install-dev clean
+
+demo: .venv/.runtime
+	$(BIN)/python cli.py infer examples/targets/deflector.json --out demo
+
+test: install-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+install-dev: .venv/.dev
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# The stamps name what was installed from, so that an environment follows the files it is made from.
+.venv/.runtime: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) -e ".[cpu,lab]"
+	touch $@
+
+# PyTorch first and by version: a range would bring several gigabytes of CUDA packages.
+.venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) torch==2.13.0
+	$(PIP) -e ".[dev]"
+	touch $@ .venv/.runtime
+
+clean:
+	rm -rf .venv build dist *.egg-info demo

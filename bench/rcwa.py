@@ -1,0 +1,114 @@
+"""What one RCWA solve costs, beside the eigenproblem it avoids and meent, and how accurate each is.
+
+    OMP_NUM_THREADS=1 python bench/rcwa.py [--height-nm 300] [--repeats 5] [--seed 0] [--no-meent]
+
+All rows solve one random 10 x 10 cell of the lab's geometry, in turn, in one process; times are the fastest of the repeats.
+Accuracy is the L1 distance of (R, T) to our solver at +-15 harmonics, square, complex128: it is the error of the
+truncation and factorisation; rounding is far below it. meent (NumPy, complex64) has no circular truncation: it takes
++-9 x +-9 = 361 orders, and orders x and y of its series differently (see tests/runtime/physics/test_fourier.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+def meent_solve(pattern: np.ndarray, height_nm: float, geometry: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(R, T), each (2H+1, 2H+1), by meent; its rows are y from the top, its columns x."""
+    import meent
+
+    h = geometry.harmonics
+    cell = np.where(pattern.T[::-1], geometry.index_pillar, geometry.index_gap)[None]
+    mee = meent.call_mee(
+        backend=0,
+        pol=1,
+        n_top=geometry.index_substrate,
+        n_bot=geometry.index_cover,
+        theta=0.0,
+        phi=0.0,
+        wavelength=geometry.wavelength_nm,
+        period=list(geometry.period_nm),
+        thickness=[height_nm],
+        ucell=cell,
+        fto=[h, h],
+        fourier_type=1,
+        type_complex=1,
+    )
+    result = mee.conv_solve()
+    return result.de_ri.T, result.de_ti.T
+
+
+def centred(array: np.ndarray, half: int) -> np.ndarray:
+    """The (2 half + 1)-square map with the same centre, cut or padded with zeros."""
+    pad = max(0, half - array.shape[0] // 2)
+    array = np.pad(array, pad)
+    cut = array.shape[0] // 2 - half
+    return array[cut : array.shape[0] - cut, cut : array.shape[1] - cut]
+
+
+def main() -> None:
+    import scipy.linalg
+
+    from runtime.geometry import Geometry
+    from runtime.physics.layer import Operators
+    from runtime.physics.rcwa import Cell, Solver
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--height-nm", type=float, default=300.0)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-meent", action="store_true")
+    options = parser.parse_args()
+
+    lab = Geometry()
+    nine = dataclasses.replace(lab, harmonics=9, truncation="square")
+    pattern, height = np.random.default_rng(options.seed).integers(0, 2, (10, 10)), options.height_nm
+    single, double, square = Solver(lab), Solver(dataclasses.replace(lab, dtype="complex128")), Solver(nine)
+    laurent = Solver(dataclasses.replace(lab, rule="laurent"))
+    # A tilt far below rounding makes the solver keep plane waves, whose layer matrix is the complex one of the textbooks.
+    waves = Solver(dataclasses.replace(lab, theta_deg=1e-9))
+    layer = Operators.build(waves._permittivities(Cell.from_pattern(pattern, lab)), waves._frame, np.complex64).a
+    reference = Solver(dataclasses.replace(lab, harmonics=15, truncation="square", dtype="complex128")).solve(pattern, height)
+
+    size = f"{layer.shape[0]}x{layer.shape[1]}"
+    rows: list[tuple[str, Callable[[], Any]]] = [
+        (f"eigenproblem alone: scipy.linalg.eig, {size} complex64", lambda: scipy.linalg.eig(layer, check_finite=False)),
+        ("our solve, 377 orders, complex64", lambda: single.solve(pattern, height)),
+        ("our solve, 377 orders, complex128", lambda: double.solve(pattern, height)),
+        ("our solve, 377 orders, complex64, oblique (plane waves)", lambda: waves.solve(pattern, height)),
+        ("our eigenmode path, 377 orders, complex128", lambda: double._solve(pattern, height, True)),
+        ("our solve, 377 orders, complex64, Laurent", lambda: laurent.solve(pattern, height)),
+        ("our solve, 361 orders (+-9 square), complex64", lambda: square.solve(pattern, height)),
+    ]
+    if not options.no_meent:
+        rows.append(("meent, 361 orders (+-9 square), complex64", lambda: meent_solve(pattern, height, nine)))
+
+    fastest, answers = [np.inf] * len(rows), [None] * len(rows)
+    for _ in range(options.repeats):
+        for index, (_, call) in enumerate(rows):
+            start = time.perf_counter()
+            answers[index] = call()
+            fastest[index] = min(fastest[index], time.perf_counter() - start)
+
+    threads = os.environ.get("OMP_NUM_THREADS", "unset")
+    print(f"height {height:g} nm, seed {options.seed}, fastest of {options.repeats}, OMP_NUM_THREADS={threads}")
+    print(f"{'':58s} {'s':>7s} {'ratio':>6s} {'L1 to +-15':>11s}")
+    for index, (name, _) in enumerate(rows):
+        answer: Any = answers[index]
+        error = sum(np.abs(centred(part, 11) - full).sum() for part, full in zip(answer, reference, strict=True)) if index else None
+        print(f"{name:58s} {fastest[index]:7.3f} {fastest[index] / fastest[0]:6.2f} {'' if error is None else f'{error:11.4f}':>11s}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""metascatter: from a wanted light scattering to metasurface patterns that produce it, without PyTorch.
+
+    with metascatter.load() as sampler:
+        designs = sampler.design(metascatter.Target.load("target.json"), n=64, top=4)
+
+Importing this package needs NumPy alone; engines, SciPy, gdstk and matplotlib load where they are used.
+"""
+
+from __future__ import annotations
+
+from .design import Design
+from .errors import BackendError, BundleError, Cancelled, DataError, GeometryError, MetascatterError, TargetError
+from .geometry import Geometry
+from .sampler import Sampler, load
+from .target import Target
+from .version import __version__
+
+__all__ = [
+    "BackendError",
+    "BundleError",
+    "Cancelled",
+    "DataError",
+    "Design",
+    "Geometry",
+    "GeometryError",
+    "MetascatterError",
+    "Sampler",
+    "Target",
+    "TargetError",
+    "__version__",
+    "load",
+]

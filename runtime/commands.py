@@ -1,0 +1,319 @@
+"""The runtime's click commands: parse, call, print. ``cli.py`` adds training and exporting to the same group."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .console import Bars, Group, status
+from .errors import DataError
+from .version import __version__
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="metascatter")
+def group() -> None:
+    """From a wanted light scattering to metasurface patterns that produce it."""
+
+
+def main() -> None:
+    """The console script ``metascatter``."""
+    group(prog_name="metascatter")
+
+
+_bundle = click.option("--bundle", type=click.Path(path_type=Path), help="Bundle folder; default: the one that ships with metascatter.")
+_as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout and nothing else.")
+_workers = click.option("--workers", type=click.IntRange(1), help="Parallel solves; default: one per core.")
+_seed = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Same seed, same result.")
+
+
+def _options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def decorate(function: Any) -> Any:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+_sampling = _options(
+    click.option("-n", "n", type=click.IntRange(1), default=64, show_default=True, help="Candidates sampled per target."),
+    click.option("--steps", type=click.IntRange(1), help="Denoising steps; default: the bundle's."),
+    click.option("--scheduler", type=click.Choice(["ddpm", "ddim", "dpmsolver++"]), help="Default: the bundle's."),
+    click.option("--guidance-scale", type=float, help="Classifier-free guidance, 1 + w of the papers; default: the bundle's."),
+    click.option("--backend", type=click.Choice(["auto", "onnxruntime"]), default="auto", show_default=True),
+    click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        default="auto",
+        show_default=True,
+        help="A device named is never replaced by another.",
+    ),
+    click.option("--precision", type=click.Choice(["auto", "fp32"]), default="auto", show_default=True),
+)
+
+
+@group.command()
+@click.argument("targets", nargs=-1, required=True, metavar="TARGET...", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    "directory",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder for the designs; several targets get one folder each.",
+)
+@_bundle
+@click.option("--top", type=click.IntRange(1), default=4, show_default=True, help="Designs kept per target.")
+@_sampling
+@_seed
+@click.option("--verify/--no-verify", default=True, show_default=True, help="Solve Maxwell's equations for the candidates and rank by it.")
+@click.option(
+    "--convention",
+    type=click.Choice(["lab", "metascatter"]),
+    help="Index convention of .mat targets; default: the file's own, else the lab's.",
+)
+@_workers
+@_as_json
+def infer(
+    targets: tuple[Path, ...],
+    directory: Path,
+    bundle: Path | None,
+    top: int,
+    n: int,
+    steps: int | None,
+    scheduler: str | None,
+    guidance_scale: float | None,
+    backend: str,
+    device: str,
+    precision: str,
+    seed: int,
+    verify: bool,
+    convention: str | None,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    """Design metasurfaces for each TARGET (.mat, .npz or .json) and write them to a folder.
+
+    \b
+    metascatter infer deflector.json --out designs
+    metascatter infer a.mat b.mat --out designs -n 256 --top 8 --seed 1
+    metascatter infer deflector.json --out designs --no-verify --json
+    """
+    from . import design, report
+    from .sampler import load
+    from .target import Target
+
+    stems = [path.stem for path in targets]
+    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
+    if twice is not None:
+        raise DataError(f"two targets are called '{twice}' and would share one folder; rename one")
+    with load(bundle, backend, device, precision) as sampler:
+        # Every target is read and checked before the first one costs any time.
+        wanted = [sampler.check(Target.load(path, convention)) for path in targets]
+        results = []
+        for target in wanted:
+            folder = directory / target.name if len(wanted) > 1 else directory
+            start = time.monotonic()
+            with Bars(f"{target.name}: ") as bars:
+                designs = sampler.design(
+                    target,
+                    n=n,
+                    top=top,
+                    steps=steps,
+                    guidance_scale=guidance_scale,
+                    seed=seed,
+                    scheduler=scheduler,
+                    verify=verify,
+                    workers=workers,
+                    on_step=bars.step,
+                    on_solve=bars.solve,
+                )
+            seconds = time.monotonic() - start
+            saved = design.save(designs, target, folder)
+            results.append(
+                {
+                    "target": target.name,
+                    "height_nm": target.height_nm,
+                    "directory": str(folder),
+                    "seconds": round(seconds, 2),
+                    "files": [str(path) for path in saved.paths],
+                    "missing": {str(file): extra for file, extra in saved.missing},
+                    "designs": [report.to_dict(d, target, rank) for rank, d in enumerate(designs, 1)],
+                }
+            )
+            for file, extra in saved.missing:
+                status(f"{file} was not written: install metascatter[{extra}] to have it")
+            if not as_json:
+                click.echo(report.table(designs, target))
+                click.echo(f"{n} candidates in {seconds:.1f} s on {sampler.device}")
+                for path in saved.paths:
+                    click.echo(f"  {path}")
+    if as_json:
+        click.echo(json.dumps(results if len(results) > 1 else results[0], indent=2))
+
+
+@group.command()
+@click.argument("designs_path", metavar="DESIGNS.npz", type=click.Path(path_type=Path))
+@click.option("--target", "target_path", required=True, type=click.Path(path_type=Path), help="What the designs were made for.")
+@click.option("--convention", type=click.Choice(["lab", "metascatter"]), help="Index convention of a .mat target.")
+@_workers
+@_as_json
+def verify(designs_path: Path, target_path: Path, convention: str | None, workers: int | None, as_json: bool) -> None:
+    """Solve Maxwell's equations again for designs and score them against a target.
+
+    \b
+    metascatter verify designs/designs.npz --target deflector.json
+    """
+    from . import design, report
+    from .physics import verify as physics
+    from .target import Target
+
+    target = Target.load(target_path, convention)
+    with Bars() as bars:
+        designs = physics.verify(design.read(designs_path), target, workers=workers, on_done=bars.solve)
+    if as_json:
+        click.echo(
+            json.dumps({"target": target.name, "designs": [report.to_dict(d, target, rank) for rank, d in enumerate(designs, 1)]}, indent=2)
+        )
+    else:
+        click.echo(report.table(designs, target))
+
+
+@group.command()
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The .npz to write.")
+@click.option("--count", type=click.IntRange(1), help="How many random patterns to solve.")
+@click.option("--patterns", type=click.Path(path_type=Path), help="Solve the patterns of this .npz (keys xx, h) instead.")
+@_seed
+@click.option(
+    "--height-nm",
+    type=(float, float),
+    default=(50.0, 600.0),
+    show_default=True,
+    metavar="LO HI",
+    help="Whole heights drawn from this range.",
+)
+@click.option("--rule", type=click.Choice(["li", "laurent"]), default="li", show_default=True, help="Factorisation rule.")
+@click.option("--harmonics", type=click.IntRange(1, 60), default=11, show_default=True)
+@click.option("--truncation", type=click.Choice(["circle", "square"]), default="circle", show_default=True)
+@click.option("--polarisation", type=click.Choice(["x", "y"]), default="x", show_default=True)
+@click.option("--period-nm", type=click.FloatRange(0, min_open=True), default=4000.0, show_default=True, help="Of the cell, along x and y.")
+@click.option("--wavelength-nm", type=click.FloatRange(0, min_open=True), default=1550.0, show_default=True)
+@click.option("--index", type=click.FloatRange(0, min_open=True), default=3.48, show_default=True, help="Of pillars and substrate.")
+@_workers
+def simulate(
+    out: Path,
+    count: int | None,
+    patterns: Path | None,
+    seed: int,
+    height_nm: tuple[float, float],
+    rule: str,
+    harmonics: int,
+    truncation: str,
+    polarisation: str,
+    period_nm: float,
+    wavelength_nm: float,
+    index: float,
+    workers: int | None,
+) -> None:
+    """Make a data set: random patterns, or given ones, and their scattering by RCWA. Killed, it goes on where it was.
+
+    \b
+    metascatter simulate --count 512 --seed 7 --out test.npz
+    metascatter simulate --patterns mine.npz --out solved.npz
+    """
+    from .geometry import Geometry
+    from .physics.simulate import simulate as run
+
+    if (count is None) == (patterns is None):
+        raise click.UsageError("give either --count or --patterns")
+    geometry = Geometry(
+        wavelength_nm=wavelength_nm,
+        period_nm=(period_nm, period_nm),
+        index_pillar=index,
+        index_substrate=index,
+        polarisation=polarisation,
+        rule=rule,
+        harmonics=harmonics,
+        truncation=truncation,
+    )
+    click.echo(run(out, count=count, seed=seed, geometry=geometry, height_nm=height_nm, workers=workers, patterns=patterns))
+
+
+@group.command()
+@click.option("--data", "data_path", required=True, type=click.Path(path_type=Path), help="Held-out data set.")
+@_bundle
+@click.option("--limit", type=click.IntRange(1), help="Only the first so many targets.")
+@click.option("--oracle-limit", type=click.IntRange(1), help="Solve all candidates only for the first so many targets.")
+@click.option("--train-data", type=click.Path(path_type=Path), help="Training data, for the nearest-sample baseline.")
+@click.option(
+    "--convention", type=click.Choice(["lab", "metascatter"]), default="lab", show_default=True, help="Index convention of .mat data."
+)
+@_sampling
+@_seed
+@_workers
+@_as_json
+def evaluate(
+    data_path: Path,
+    bundle: Path | None,
+    limit: int | None,
+    oracle_limit: int | None,
+    train_data: Path | None,
+    convention: str,
+    n: int,
+    steps: int | None,
+    scheduler: str | None,
+    guidance_scale: float | None,
+    backend: str,
+    device: str,
+    precision: str,
+    seed: int,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    """Score a bundle on held-out data: every score is re-solved with the settings stored in the data.
+
+    \b
+    metascatter evaluate --data test.npz --limit 64
+    metascatter evaluate --data test.npz --limit 64 --train-data train.npz --json > evaluation.json
+    """
+    from . import data
+    from . import evaluate as scores
+    from .sampler import load
+
+    held_out = data.load(data_path, convention)
+    training = data.load(train_data, convention) if train_data is not None else None
+    with load(bundle, backend, device, precision) as sampler:
+        result = scores.evaluate(
+            held_out,
+            sampler,
+            limit=limit,
+            oracle_limit=oracle_limit,
+            n=n,
+            seed=seed,
+            train_data=training,
+            steps=steps,
+            scheduler=scheduler,
+            guidance_scale=guidance_scale,
+            workers=workers,
+        )
+    click.echo(json.dumps(result, indent=2) if as_json else scores.table(result))
+
+
+@group.command()
+@_bundle
+@_as_json
+def doctor(bundle: Path | None, as_json: bool) -> None:
+    """What is installed, which devices answer and why not, and whether the bundle passes its self-test."""
+    from . import doctor as clinic
+
+    report = clinic.examine(bundle)
+    click.echo(json.dumps(report, indent=2) if as_json else clinic.text(report))
+    if not report["ok"]:
+        status(f"Error: {report['bundle']['problem']}")
+        sys.exit(2)

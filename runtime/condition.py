@@ -1,0 +1,145 @@
+"""What the network sees of a target. Training and sampling call this same code, so they cannot disagree.
+
+Two layouts exist, named in a recipe and in the bundle's manifest:
+
+- ``orders``: ``light`` (B, 4, 2M+1, 2M+1) holds, for R and T, the amplitude sqrt(efficiency / mean efficiency of that order)
+  and the mask of orders asked for; ``height`` (B, 1) runs from -1 to 1 over the training range. Partial targets are masked.
+- ``planes``: the seed's layout, ``planes`` (B, 3, S, S): R and T standardised and laid in the middle of the canvas, and a
+  constant plane of height. It has no place for a mask and refuses partial targets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .errors import BundleError, TargetError
+
+LAYOUTS = ("orders", "planes")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Condition:
+    """Constants, measured on the training part alone, that turn efficiencies into network inputs.
+
+    Args:
+        layout: ``orders`` or ``planes``.
+        height_range_nm: lowest and highest training height.
+        mean_R, mean_T: (2M+1, 2M+1) float32 mean efficiency per order, 0 where no training sample has power.
+        scale: for ``planes`` the means and standard deviations (mean R, std R, mean T, std T) over all orders.
+        canvas: side of the canvas of ``planes``; 0 for ``orders``.
+    """
+
+    layout: str
+    height_range_nm: tuple[float, float]
+    mean_R: np.ndarray
+    mean_T: np.ndarray
+    scale: tuple[float, float, float, float]
+    canvas: int
+
+    @property
+    def orders(self) -> int:
+        """M: order maps are (2M+1, 2M+1)."""
+        return self.mean_R.shape[0] // 2
+
+    @classmethod
+    def measure(cls, layout: str, R: np.ndarray, T: np.ndarray, height_nm: np.ndarray, canvas: int = 0) -> Condition:
+        """The constants of a training part: R, T (N, 2M+1, 2M+1), height_nm (N,)."""
+        means = []
+        for maps in (R, T):
+            mean = maps.mean(axis=0, dtype=np.float64)
+            # Mirrored samples are training data too, so the constants share the mirrors' symmetry.
+            means.append(((mean + mean[::-1] + mean[:, ::-1] + mean[::-1, ::-1]) / 4).astype(np.float32))
+        scale = tuple(float(f(maps, dtype=np.float64)) for maps in (R, T) for f in (np.mean, np.std))
+        return cls(layout, (float(height_nm.min()), float(height_nm.max())), means[0], means[1], scale, canvas)  # type: ignore[arg-type]
+
+    def arrays(
+        self, R: np.ndarray, T: np.ndarray, height_nm: np.ndarray, mask_R: np.ndarray | None = None, mask_T: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """Network inputs for a batch, float32.
+
+        Args:
+            R, T: (B, 2M+1, 2M+1) efficiencies; values at orders not asked for are ignored.
+            height_nm: (B,).
+            mask_R, mask_T: (B, 2M+1, 2M+1) bool, True where asked for; None asks for every order.
+
+        Raises:
+            TargetError: a partial target for the layout ``planes``, which has no mask.
+        """
+        height_nm = np.asarray(height_nm, np.float32)
+        low, high = self.height_range_nm
+        height = (2 * (height_nm - low) / max(high - low, 1e-6) - 1).astype(np.float32)
+        if self.layout == "planes":
+            if not all(mask is None or np.all(mask) for mask in (mask_R, mask_T)):
+                raise TargetError(
+                    "this bundle's network (lab2023) has no mask input: name the efficiency of every order, or use the default bundle"
+                )
+            return {"planes": self._planes(R, T, height)}
+        light = np.zeros((len(height), 4, *self.mean_R.shape), np.float32)
+        for channel, (maps, mean, mask) in enumerate(((R, self.mean_R, mask_R), (T, self.mean_T, mask_T))):
+            asked = np.ones(maps.shape, bool) if mask is None else mask
+            amplitude = np.sqrt(np.maximum(maps, 0) / np.where(mean > 0, mean, 1))
+            light[:, channel] = np.where(asked & (mean > 0), amplitude, 0)
+            light[:, 2 + channel] = asked
+        return {"light": light, "height": height[:, None]}
+
+    def unconditional(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The same inputs with nothing asked of the light: the null condition of classifier-free guidance; height stays."""
+        if self.layout == "planes":
+            raise BundleError("this bundle's network (lab2023) was not trained without condition; guidance_scale must be 1")
+        return {"light": np.zeros_like(arrays["light"]), "height": arrays["height"]}
+
+    def _planes(self, R: np.ndarray, T: np.ndarray, height: np.ndarray) -> np.ndarray:
+        mean_R, std_R, mean_T, std_T = self.scale
+        side = self.mean_R.shape[0]
+        start = (self.canvas - side) // 2
+        window = slice(start, start + side)
+        planes = np.zeros((len(height), 3, self.canvas, self.canvas), np.float32)
+        planes[:, 0, window, window] = (R - mean_R) / std_R
+        planes[:, 1, window, window] = (T - mean_T) / std_T
+        planes[:, 2, window, window] = height[:, None, None]
+        return planes
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, kept in the manifest and beside checkpoints."""
+        fields = dataclasses.asdict(self)
+        return {
+            **fields,
+            "mean_R": self.mean_R.tolist(),
+            "mean_T": self.mean_T.tolist(),
+            "height_range_nm": list(self.height_range_nm),
+            "scale": list(self.scale),
+        }
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Condition:
+        """Read :meth:`to_dict`'s form.
+
+        Raises:
+            BundleError: naming what is missing or malformed.
+        """
+        try:
+            mean_R, mean_T = (np.array(fields[name], np.float32) for name in ("mean_R", "mean_T"))
+            low, high = (float(value) for value in fields["height_range_nm"])
+            a, b, c, d = (float(value) for value in fields["scale"])
+            condition = cls(str(fields["layout"]), (low, high), mean_R, mean_T, (a, b, c, d), int(fields["canvas"]))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise BundleError(f"the condition constants are incomplete or malformed ({error!r}); export the bundle again") from None
+        if condition.layout not in LAYOUTS:
+            raise BundleError(f"the condition layout is '{condition.layout}'; this version knows {' and '.join(LAYOUTS)}")
+        if mean_R.ndim != 2 or mean_R.shape != mean_T.shape or mean_R.shape[0] != mean_R.shape[1] or mean_R.shape[0] % 2 == 0:
+            raise BundleError(f"the condition means have shapes {mean_R.shape} and {mean_T.shape}; expected two equal odd squares")
+        numbers = np.concatenate([mean_R.ravel(), mean_T.ravel(), condition.height_range_nm, condition.scale])
+        if not np.isfinite(numbers).all() or (numbers[: 2 * mean_R.size] < 0).any() or not 0 < low <= high:
+            raise BundleError(
+                "the condition constants hold values that are not finite, negative means or an empty height range; export the bundle again"
+            )
+        if condition.layout == "planes" and (condition.canvas < mean_R.shape[0] or min(b, d) <= 0):
+            raise BundleError(
+                f"the condition has canvas {condition.canvas} and deviations {b} and {d}; layout 'planes' needs a canvas "
+                f"of at least {mean_R.shape[0]} and deviations above 0, export the bundle again"
+            )
+        return condition

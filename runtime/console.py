@@ -1,0 +1,60 @@
+"""How the commands speak: errors in one sentence, warnings and progress on stderr, results alone on stdout."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import click
+
+from .errors import BundleError, DataError, GeometryError, MetascatterError, TargetError
+
+WRONG_INPUT = (TargetError, DataError, GeometryError, BundleError)
+
+
+class Group(click.Group):
+    """Errors meant for people become one sentence and the contract's exit status: 2 for wrong input, 1 for work that failed."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *rest: status(f"Warning: {message}")
+            try:
+                return super().invoke(ctx)
+            except MetascatterError as error:
+                status(f"Error: {error}")
+                ctx.exit(2 if isinstance(error, WRONG_INPUT) else 1)
+
+
+def status(text: str) -> None:
+    """A line for people, on stderr: stdout is for results."""
+    click.echo(text, err=True)
+
+
+class Bars:
+    """Progress on stderr, for a terminal only: one bar while sampling, one while solving."""
+
+    def __init__(self, prefix: str = "") -> None:
+        self.prefix = prefix
+        self.bars: dict[str, Any] = {}
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for bar in self.bars.values():
+            bar.close()
+
+    def step(self, done: int, total: int, estimate: object) -> None:
+        """A denoising step is done."""
+        self._move("sampling", "step", done, total)
+
+    def solve(self, done: int, total: int) -> None:
+        """A candidate is solved."""
+        self._move("solving", "cell", done, total)
+
+    def _move(self, name: str, unit: str, done: int, total: int) -> None:
+        from tqdm.auto import tqdm
+
+        if name not in self.bars:
+            self.bars[name] = tqdm(total=total, desc=self.prefix + name, unit=unit, disable=None, leave=False)
+        self.bars[name].update(done - self.bars[name].n)

@@ -1,0 +1,263 @@
+"""Designs: a pattern with its height, scattering and score; writing them for people, MATLAB and lithography, and reading them back."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .data import open_npz, reorder_lab
+from .errors import DataError, GeometryError
+from .files import atomic_file
+from .geometry import Geometry
+from .report import to_dict
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .target import Target
+
+_KEYS = ("xx", "h", "score", "Rm", "Tm", "verified", "seed", "geometry")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Design:
+    """A candidate with what is known about it.
+
+    Args:
+        pattern: (n, n) uint8, 1 = pillar; ``pattern[i, j]`` fills x in [i, i+1] pixels and y in [j, j+1] pixels.
+        height_nm: pillar height.
+        R, T: (2M+1, 2M+1) float64 achieved efficiencies, order (m, n) at ``[m + M, n + M]``; None where not solved.
+        score: misrouted power, 0 to 1, lower is better; None where not solved.
+        verified: R and T come from RCWA with ``geometry``.
+        seed, candidate: the sampler's seed and the candidate's index; candidate -1 where a file does not say.
+        geometry: the arrangement and solver settings.
+    """
+
+    pattern: np.ndarray
+    height_nm: float
+    R: np.ndarray | None
+    T: np.ndarray | None
+    score: float | None
+    verified: bool
+    seed: int
+    candidate: int
+    geometry: Geometry
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """What :func:`save` wrote, and what it left out: pairs of a file's name and the extra that would write it."""
+
+    paths: list[Path]
+    missing: list[tuple[str, str]]
+
+
+def save(designs: Sequence[Design], target: Target, directory: str | os.PathLike[str]) -> Saved:
+    """Write the designs, best first, as the five files of DESIGN.md.
+
+    ``designs.npz`` is what :func:`read` reads. ``designs.mat`` has the lab's keys: ``xx`` (K, n*n), ``h`` (K, 1), ``Rm`` and ``Tm``
+    (2M+1, 2M+1, K) in the lab's index convention, so that ``xx(k,:)``, ``h(k)`` and ``Rm(:,:,k)`` are design k and one design alone is
+    a file of the lab's own form; ``reshape(xx(k,:), n, n)'`` is its pattern. What was not solved is NaN. All files are ready before
+    the first takes its place, ``designs.npz`` last. A file whose package is not installed is not written, and an old one of
+    that name, which shows other designs, is removed.
+
+    Args:
+        designs: one or more of one pattern size, order count and geometry.
+        target: what they were made for.
+        directory: made where it does not exist.
+
+    Raises:
+        DataError: no design, designs that do not go together, or a directory that cannot be written.
+    """
+    arrays = _arrays(designs, target)
+    directory = Path(directory)
+    missing: list[tuple[str, str]] = []
+    paths: list[Path] = []
+    with contextlib.ExitStack() as stack:
+        for name, package, write in _WRITERS:
+            if package is not None and not _installed(package):
+                missing.append((name, "lab"))
+                continue
+            temporary = stack.enter_context(atomic_file(directory / name))  # takes its place when the stack ends, last in first
+            write(temporary, designs, target, arrays)
+            paths.append(directory / name)
+    for name, _ in missing:
+        with contextlib.suppress(OSError):
+            (directory / name).unlink(missing_ok=True)
+    return Saved(paths, missing)
+
+
+def read(path: str | os.PathLike[str]) -> list[Design]:
+    """The designs of a ``designs.npz``, in its order.
+
+    Raises:
+        DataError: the file is missing, damaged, pickled, lacks a key, or a key has the wrong shape or values.
+    """
+    path = Path(path)
+    arrays = open_npz(path)
+    for key in _KEYS:
+        if key not in arrays:
+            raise DataError(f"{path} lacks the key '{key}'; a designs file has {', '.join(_KEYS)}")
+    try:
+        geometry = Geometry.from_json(str(arrays["geometry"]))
+    except GeometryError as error:
+        raise DataError(f"{path}: {error}") from None
+    count = _check(arrays, str(path))
+    candidate = arrays.get("candidate", np.full(count, -1))
+    designs = []
+    for k in range(count):
+        R, T = arrays["Rm"][k].astype(np.float64), arrays["Tm"][k].astype(np.float64)
+        solved = not np.isnan(R).all()
+        score = float(arrays["score"][k])
+        designs.append(
+            Design(
+                arrays["xx"][k].astype(np.uint8),
+                float(arrays["h"][k]),
+                R if solved else None,
+                T if solved else None,
+                None if math.isnan(score) else score,
+                bool(arrays["verified"][k]),
+                int(arrays["seed"][k]),
+                int(candidate[k]),
+                geometry,
+            )
+        )
+    return designs
+
+
+def _check(arrays: dict[str, np.ndarray], name: str) -> int:
+    """The number of designs. Raises DataError naming the key, what it holds and what it should."""
+    xx = arrays["xx"]
+    if xx.ndim != 3 or 0 in xx.shape or xx.shape[1] != xx.shape[2] or xx.dtype.kind not in "biuf" or not np.isin(xx, (0, 1)).all():
+        raise DataError(f"{name}: 'xx' has shape {xx.shape} and type {xx.dtype}; expected (K, n, n) of 0 and 1 with K above 0")
+    count = len(xx)
+    for key, kinds in (("h", "iuf"), ("score", "f"), ("verified", "b"), ("seed", "iu"), ("candidate", "iu")):
+        value = arrays.get(key)
+        if value is not None and (value.shape != (count,) or value.dtype.kind not in kinds):
+            raise DataError(f"{name}: '{key}' has shape {value.shape} and type {value.dtype}; expected ({count},), one number per design")
+    if not (np.isfinite(arrays["h"]) & (arrays["h"] > 0)).all():
+        raise DataError(f"{name}: 'h' holds a height that is not a positive number of nm; write the file again")
+    R, T = arrays["Rm"], arrays["Tm"]
+    for key, maps in (("Rm", R), ("Tm", T)):
+        square = maps.ndim == 3 and maps.shape[1] == maps.shape[2] and maps.shape[1] % 2 == 1
+        if not square or len(maps) != count or maps.shape != R.shape or maps.dtype.kind != "f":
+            raise DataError(
+                f"{name}: '{key}' has shape {maps.shape} and type {maps.dtype}; expected ({count}, 2M+1, 2M+1) "
+                "of decimal numbers, the same for Rm and Tm"
+            )
+    solved = np.isfinite(R).all((1, 2)) & np.isfinite(T).all((1, 2))
+    if not (solved | (np.isnan(R).all((1, 2)) & np.isnan(T).all((1, 2)))).all():
+        raise DataError(
+            f"{name}: 'Rm' and 'Tm' hold values that are not finite; a design has both maps whole, "
+            "or NaN throughout where it was not solved"
+        )
+    if (arrays["verified"] & ~solved).any():
+        raise DataError(f"{name}: 'verified' is true for a design whose 'Rm' and 'Tm' are NaN; run the verify command again")
+    return count
+
+
+def _arrays(designs: Sequence[Design], target: Target) -> dict[str, np.ndarray]:
+    """The arrays of ``designs.npz``. Raises DataError where the designs do not go together."""
+    if not designs:
+        raise DataError("there is no design to save; sample at least one candidate")
+    first = designs[0]
+    sides = {values.shape for design in designs for values in (design.R, design.T) if values is not None} or {(2 * target.orders + 1,) * 2}
+    if len(sides) > 1 or any(d.pattern.shape != first.pattern.shape or d.geometry != first.geometry for d in designs):
+        raise DataError("the designs differ in pattern size, number of orders or geometry; save those that go together")
+    nothing = np.full(sides.pop(), math.nan)
+    arrays: dict[str, np.ndarray] = {
+        "xx": np.stack([d.pattern for d in designs]).astype(np.uint8),
+        "h": np.array([d.height_nm for d in designs], np.float64),
+        "score": np.array([math.nan if d.score is None else d.score for d in designs], np.float64),
+        "Rm": np.stack([nothing if d.R is None else d.R for d in designs]).astype(np.float64),
+        "Tm": np.stack([nothing if d.T is None else d.T for d in designs]).astype(np.float64),
+        "verified": np.array([d.verified for d in designs], bool),
+        "seed": np.array([d.seed for d in designs], np.int64),
+        "candidate": np.array([d.candidate for d in designs], np.int64),
+        "geometry": np.array(first.geometry.to_json()),
+    }
+    _check(arrays, "the designs")
+    return arrays
+
+
+def _write_npz(path: Path, designs: Sequence[Design], target: Target, arrays: dict[str, np.ndarray]) -> None:
+    with path.open("wb") as stream:
+        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+
+
+def _write_json(path: Path, designs: Sequence[Design], target: Target, arrays: dict[str, np.ndarray]) -> None:
+    document = {
+        "target": target.name,
+        "metascatter": __version__,
+        "score": "misrouted power: the share of the light that does not go where the target wants it; 0 is exact, 1 the worst",
+        "pattern_axes": "row i is x in [i, i+1] pixels, character j is y in [j, j+1] pixels, 1 is a pillar",
+        "order_axes": "order (m, n) has the transverse wavevector (+2 pi m / period_x, +2 pi n / period_y) added to the incident one",
+        "geometry": designs[0].geometry.to_dict(),
+        "designs": [to_dict(design, target, rank) for rank, design in enumerate(designs, start=1)],
+    }
+    path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _write_mat(path: Path, designs: Sequence[Design], target: Target, arrays: dict[str, np.ndarray]) -> None:
+    from scipy.io import savemat
+
+    count = len(designs)
+    columns = {key: arrays[key].astype(np.float64)[:, None] for key in ("h", "score", "verified", "seed", "candidate")}
+    # MATLAB drops a third axis of length 1; so does the file, and one design reads as a target or a sample of the lab's.
+    maps = {key: np.moveaxis(reorder_lab(arrays[key]), 0, -1) if count > 1 else reorder_lab(arrays[key][0]) for key in ("Rm", "Tm")}
+    stream = io.BytesIO()
+    savemat(
+        stream,
+        {
+            "xx": arrays["xx"].reshape(count, -1).astype(np.float64),
+            **columns,
+            **maps,
+            "convention": "lab",
+            "geometry": str(arrays["geometry"]),
+            "target": target.name,
+        },
+        do_compression=True,
+    )
+    # The first 116 bytes are free text in which SciPy writes the time; without it equal designs are equal files.
+    content = stream.getvalue()
+    path.write_bytes(f"MATLAB 5.0 MAT-file, written by metascatter {__version__}".encode().ljust(116) + content[116:])
+
+
+def _write_picture(path: Path, designs: Sequence[Design], target: Target, arrays: dict[str, np.ndarray]) -> None:
+    from .pictures import design_picture
+
+    design_picture(designs, target, path)
+
+
+def _write_gds(path: Path, designs: Sequence[Design], target: Target, arrays: dict[str, np.ndarray]) -> None:
+    from .physics.gds import write_gds
+
+    write_gds(arrays["xx"], designs[0].geometry, path)
+
+
+# Name, the package it needs beyond the base, and the writer. The last one written takes its place first, designs.npz last of all.
+_WRITERS: tuple[tuple[str, str | None, Callable[[Path, Sequence[Design], Target, dict[str, np.ndarray]], None]], ...] = (
+    ("designs.npz", None, _write_npz),
+    ("designs.json", None, _write_json),
+    ("designs.mat", None, _write_mat),
+    ("designs.png", "matplotlib", _write_picture),
+    ("designs.gds", "gdstk", _write_gds),
+)
+
+
+def _installed(package: str) -> bool:
+    """Whether a package can be imported; one that is there but broken cannot."""
+    try:
+        importlib.import_module(package)
+    except ImportError:
+        return False
+    return True

@@ -1,0 +1,67 @@
+"""Designs in words: JSON values for programs and a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from .design import Design
+    from .target import Target
+
+STRONGEST = 8  # wanted orders listed per design in JSON
+_COLUMNS = 6  # and in the table
+
+
+def to_dict(design: Design, target: Target, rank: int) -> dict[str, Any]:
+    """One design as JSON values; efficiencies to six decimals, null where not solved."""
+    wanted = {"R": target.R, "T": target.T}
+    achieved = {"R": design.R, "T": design.T}
+    return {
+        "rank": rank,
+        "score": design.score,
+        "height_nm": float(design.height_nm),
+        "verified": bool(design.verified),
+        "seed": int(design.seed),
+        "candidate": int(design.candidate),
+        "pattern": ["".join("1" if pixel else "0" for pixel in row) for row in design.pattern],
+        "strongest_orders": [
+            {"side": side, "m": m, "n": n, "wanted": at(wanted[side], m, n), "achieved": at(achieved[side], m, n)}
+            for side, m, n in target.strongest(STRONGEST)
+        ],
+    }
+
+
+def at(maps: np.ndarray | None, m: int, n: int) -> float | None:
+    """Efficiency of order (m, n) to six decimals; None where the map is not there or does not reach so far."""
+    if maps is None or max(abs(m), abs(n)) > len(maps) // 2:
+        return None
+    return round(float(maps[m + len(maps) // 2, n + len(maps) // 2]), 6)
+
+
+def table(designs: Sequence[Design], target: Target) -> str:
+    """The designs, best first, with the strongest orders wanted and achieved."""
+    strongest = target.strongest(_COLUMNS)
+    asked = int(target.mask_R.sum() + target.mask_T.sum())
+    orders = "every order asked" if not target.partial else f"{asked} order{'s' * (asked != 1)} asked, the others free"
+    head = ["rank", "misrouted power", "", *(f"{side}({m},{n})" for side, m, n in strongest)]
+    rows = [["", "", "wanted", *(_share({"R": target.R, "T": target.T}[side], m, n) for side, m, n in strongest)]]
+    for rank, design in enumerate(designs, 1):
+        rows.append(
+            [
+                str(rank),
+                "not solved" if design.score is None else f"{design.score:.3f}",
+                "verified" if design.verified else "not verified",
+                *(_share({"R": design.R, "T": design.T}[side], m, n) for side, m, n in strongest),
+            ]
+        )
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]]
+    return "\n".join([f"{target.name}: pillars {target.height_nm:g} nm high, {orders}", *lines])
+
+
+def _share(maps: np.ndarray | None, m: int, n: int) -> str:
+    value = at(maps, m, n)
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,195 @@
+"""The options of diffusers' ``scheduler_config.json``: what is read, what it may be, and what is refused.
+
+The dataclasses' fields are the keys on disk, with diffusers' own defaults (which differ between its classes). A key that
+a class reads and that holds something not supported is refused by name. A key that only *another* supported class reads
+is ignored, as diffusers ignores it: its configs keep such keys when one scheduler is made from another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..errors import BundleError
+
+
+def load_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a ``scheduler_config.json`` unchanged.
+
+    Raises ``BundleError`` when the file is missing, unreadable, not JSON, or not a JSON object. Its options are only
+    judged when a plan is built from them, because a named scheduler reads other options than the config's own class.
+    """
+    path = Path(path)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"{path}: no such file; expected the scheduler_config.json that diffusers wrote") from None
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise BundleError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise BundleError(f"{path}: holds a JSON {type(config).__name__}; expected an object of scheduler options")
+    return config
+
+
+# --- One helper per kind of option: its default, what it accepts, and how to say so ---------------------------------
+
+
+def _option(default: Any, expected: str, accepts: Callable[[Any], bool]) -> Any:
+    return dataclasses.field(default=default, metadata={"expected": expected, "accepts": accepts})
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _number(default: float, low: float, high: float) -> Any:
+    return _option(default, f"a number from {low:g} to {high:g}", lambda v: _is_number(v) and low <= v <= high)
+
+
+def _whole(default: int, low: int, high: int) -> Any:
+    return _option(
+        default, f"a whole number from {low} to {high}", lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= high
+    )
+
+
+def _flag(default: bool) -> Any:
+    return _option(default, "true or false", lambda v: v is None or isinstance(v, bool))
+
+
+def _one_of(default: str | None, *choices: str | None) -> Any:
+    names = ", ".join("null" if choice is None else repr(choice) for choice in choices)
+    return _option(default, f"one of {names}" if len(choices) > 1 else names, lambda v: (v is None or isinstance(v, str)) and v in choices)
+
+
+def _off() -> Any:
+    """A feature of diffusers that is not supported here; only its being off is accepted."""
+    return _option(False, "false, because it is not supported", lambda v: v is None or v is False)
+
+
+def _is_betas(value: Any) -> bool:
+    return value is None or (isinstance(value, (list, tuple)) and len(value) > 0 and all(_is_number(b) and 0 < b < 1 for b in value))
+
+
+# The smallest and largest numbers a config may hold where any magnitude makes sense; they keep float32 from overflowing.
+_TINY, _HUGE = 1e-6, 1e6
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What every scheduler reads: the noise schedule, the meaning of the network's output, the spacing of the steps."""
+
+    num_train_timesteps: int = _whole(1000, 2, 10_000)
+    beta_start: float = _number(0.0001, 1e-12, 0.9999)
+    beta_end: float = _number(0.02, 1e-12, 0.9999)
+    beta_schedule: str = _one_of("linear", "linear", "scaled_linear", "squaredcos_cap_v2")
+    trained_betas: tuple[float, ...] | None = _option(None, "null or a list of numbers between 0 and 1", _is_betas)
+    rescale_betas_zero_snr: bool = _flag(False)
+    prediction_type: str = _one_of("epsilon", "epsilon", "v_prediction", "sample")
+    # Learned variances need a network with a second output; every class refuses them, whichever reads the rest.
+    variance_type: str | None = _one_of("fixed_small", None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
+    thresholding: bool = _flag(False)
+    dynamic_thresholding_ratio: float = _number(0.995, 0, 1)
+    sample_max_value: float = _number(1.0, _TINY, _HUGE)
+    timestep_spacing: str = _one_of("leading", "leading", "trailing", "linspace")
+    steps_offset: int = _whole(0, 0, 10_000)
+
+
+@dataclasses.dataclass(frozen=True)
+class DDPMOptions(Options):
+    """Options of diffusers' ``DDPMScheduler``."""
+
+    clip_sample: bool = _flag(True)
+    clip_sample_range: float = _number(1.0, _TINY, _HUGE)
+
+
+@dataclasses.dataclass(frozen=True)
+class DDIMOptions(DDPMOptions):
+    """Options of diffusers' ``DDIMScheduler``."""
+
+    set_alpha_to_one: bool = _flag(True)
+
+
+@dataclasses.dataclass(frozen=True)
+class DPMSolverOptions(Options):
+    """Options of diffusers' ``DPMSolverMultistepScheduler``, which never clips the estimate.
+
+    ``deis`` and ``logrho``, ``bh1``, ``bh2`` come from the configs of diffusers' DEIS and UniPC schedulers; its DPM-Solver
+    takes them for ``dpmsolver++`` and ``midpoint``, and so does this one.
+    """
+
+    timestep_spacing: str = _one_of("linspace", "leading", "trailing", "linspace")
+    solver_order: int = _whole(2, 1, 2)
+    algorithm_type: str = _one_of("dpmsolver++", "dpmsolver++", "deis")
+    solver_type: str = _one_of("midpoint", "midpoint", "heun", "logrho", "bh1", "bh2")
+    lower_order_final: bool = _flag(True)
+    euler_at_final: bool = _flag(False)
+    use_karras_sigmas: bool = _flag(False)
+    final_sigmas_type: str = _one_of("zero", "zero", "sigma_min")
+    lambda_min_clipped: float = _number(-math.inf, -math.inf, _HUGE)
+    use_exponential_sigmas: bool = _off()
+    use_beta_sigmas: bool = _off()
+    use_lu_lambdas: bool = _off()
+    use_flow_sigmas: bool = _off()
+    use_dynamic_shifting: bool = _off()
+
+
+# Two options only matter once use_flow_sigmas or use_dynamic_shifting is on, which is refused.
+_KNOWN = {field.name for cls in (DDPMOptions, DDIMOptions, DPMSolverOptions) for field in dataclasses.fields(cls)}
+_KNOWN |= {"flow_shift", "time_shift_type"}
+
+AnyOptions = TypeVar("AnyOptions", bound=Options)
+
+
+def read_options(kind: type[AnyOptions], config: Mapping[str, Any], foreign: bool = False) -> AnyOptions:
+    """Check ``config`` against the options of ``kind`` and fill in diffusers' defaults.
+
+    ``foreign`` says that the config was written for another class than the one being built. Then unknown keys are
+    that class's own business, and the noise schedule has to be spelled out: without ``beta_schedule`` or
+    ``trained_betas`` the config belongs to another kind of diffusion (flow matching, EDM) and defaults would be a guess.
+
+    Raises ``BundleError`` naming the first option that is not supported, what it holds and what was expected.
+    """
+    # An in-memory diffusers config lists the keys it was never given; those follow the class being built.
+    unset = config.get("_use_default_values")
+    unset = unset if isinstance(unset, list) else []
+    given = {key: value for key, value in config.items() if not key.startswith("_") and key not in unset}
+    if foreign and not {"beta_schedule", "trained_betas"} & set(config):
+        raise BundleError(
+            f"scheduler config: neither beta_schedule nor trained_betas is given, so the noise schedule of "
+            f"_class_name {config.get('_class_name')!r} cannot be carried over to another scheduler"
+        )
+    if not foreign:
+        for key in sorted(given.keys() - _KNOWN, key=str):
+            if given[key] is not None and given[key] is not False:
+                raise BundleError(f"scheduler config: option {key} = {_brief(given[key])} is not known, so it cannot be honoured")
+
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        if field.name not in given:
+            continue
+        value = given[field.name]
+        if not field.metadata["accepts"](value):
+            raise BundleError(f"scheduler config: {field.name} is {_brief(value)}; expected {field.metadata['expected']}")
+        values[field.name] = tuple(value) if isinstance(value, list) else value
+    options = kind(**values)
+    if options.trained_betas is not None and len(options.trained_betas) != options.num_train_timesteps:
+        raise BundleError(
+            f"scheduler config: trained_betas holds {len(options.trained_betas)} numbers; "
+            f"expected num_train_timesteps = {options.num_train_timesteps} of them"
+        )
+    return options
+
+
+def _brief(value: Any) -> str:
+    try:
+        text = json.dumps(value, default=repr)
+    except (ValueError, RecursionError):
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,185 @@
+"""The three forms of a target on disk.
+
+``.npz``, for programs: ``Rm`` and ``Tm`` (2M+1, 2M+1) efficiencies, order (m, n) at ``[m + M, n + M]``, and ``h`` in nm. Optional:
+``mask_R`` and ``mask_T`` (True or 1 where an order is asked for), ``geometry`` (the JSON text of ``Geometry``) and ``convention``
+("lab" or "metascatter"). A leading axis of length 1 is fine, so one sample of a data set is a target. Other keys are ignored.
+
+``.mat`` (MATLAB 5 to 7.2), for the lab: ``Rm`` and ``Tm`` with (2M+1)^2 values, square or in one row or column, and ``h`` in nm.
+They are in the lab's index convention unless an optional key ``convention`` says "metascatter".
+
+``.json``, for people, naming only the orders wanted::
+
+    {"height_nm": 300,
+     "orders": {"T(1,0)": 0.4, "T(-1,0)": 0.1, "R(0,0)": 0.05}}
+
+Optional fields: ``"others": 0`` wants every order that is not named to carry nothing, ``"others": "any"`` (the default) leaves
+them free; ``"geometry"`` holds the object form of ``Geometry``. The maps are 23 x 23, or as large as the orders named.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import reprlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .data import CONVENTIONS, open_npz, read_mat, reorder_lab, square_map
+from .errors import DataError, GeometryError, TargetError
+from .geometry import Geometry
+from .target import Target, checked, numeric
+
+_KEYS = ("Rm", "Tm", "h")
+_FIELDS = ("height_nm", "orders", "others", "geometry")
+_ORDER = re.compile(r"\s*([RT])\s*\(\s*([+-]?[0-9]{1,4})\s*,\s*([+-]?[0-9]{1,4})\s*\)\s*")
+# The half-width of a JSON target's maps, the lab's, and the largest order one may name (Geometry allows as many harmonics).
+_ORDERS, _HIGHEST_ORDER = 11, 60
+
+
+def read(path: Path, convention: str | None) -> Target:
+    """One target of any form; see :meth:`.target.Target.load` for the arguments.
+
+    Raises:
+        TargetError: whatever is wrong, in one sentence with the file and the field.
+    """
+    if convention is not None and convention not in CONVENTIONS:
+        raise TargetError(f"the index convention is '{convention}'; it must be {' or '.join(CONVENTIONS)}")
+    readers = {".npz": _read_npz, ".mat": _read_mat, ".json": lambda path, convention: _read_json(path)}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise TargetError(f"{path} ends in '{path.suffix}'; a target is a .mat, .npz or .json file")
+    try:
+        return reader(path, convention)
+    except DataError as error:
+        raise TargetError(str(error)) from None
+
+
+def _read_npz(path: Path, convention: str | None) -> Target:
+    arrays = open_npz(path)
+    for key in _KEYS:
+        if key not in arrays:
+            raise TargetError(f"{path} lacks the key '{key}'; a target has {', '.join(_KEYS)}")
+    maps = {}
+    for key in ("Rm", "Tm", "mask_R", "mask_T"):
+        if key in arrays:
+            array = numeric(str(path), key, arrays[key])
+            if array.ndim == 3 and array.shape[0] > 1:
+                raise TargetError(f"{path}: '{key}' holds {array.shape[0]} samples; a target file holds one, save each in its own file")
+            maps[key] = array[0] if array.ndim == 3 and array.shape[0] == 1 else array
+    if _convention(path, arrays, convention, "metascatter") == "lab":
+        maps = {key: reorder_lab(array) if array.ndim == 2 else array for key, array in maps.items()}
+    geometry = None
+    if "geometry" in arrays:
+        try:
+            geometry = Geometry.from_json(_text(arrays["geometry"]))
+        except GeometryError as error:
+            raise TargetError(f"{path}: {error}") from None
+    return checked(str(path), _KEYS, maps["Rm"], maps["Tm"], arrays["h"], maps.get("mask_R"), maps.get("mask_T"), path.stem, geometry)
+
+
+def _read_mat(path: Path, convention: str | None) -> Target:
+    content = read_mat(path, _KEYS, optional=("convention",))
+    for key in ("Rm", "Tm"):
+        shape = content[key].shape
+        # Nine maps of 23 x 23 have a square number of values too.
+        if len(shape) != 2 or (shape[0] != shape[1] and min(shape) != 1):
+            raise TargetError(f"{path}: '{key}' has shape {shape}; it must hold one map, 23 x 23 or 529 values in a row")
+    R, T = (square_map(content[key], f"{path}: '{key}'") for key in ("Rm", "Tm"))
+    if _convention(path, content, convention, "lab") == "lab":
+        R, T = reorder_lab(R), reorder_lab(T)
+    return checked(str(path), _KEYS, R, T, content["h"], None, None, path.stem, None)
+
+
+def _convention(path: Path, content: dict[str, np.ndarray], asked: str | None, default: str) -> str:
+    """The caller's convention, else the file's own, else ``default``."""
+    own = _text(content["convention"]) if "convention" in content else default
+    if own not in CONVENTIONS:
+        raise TargetError(f"{path}: 'convention' is {reprlib.repr(own)}; it must be {' or '.join(CONVENTIONS)}")
+    return asked or own
+
+
+def _text(value: np.ndarray) -> str:
+    """The one string an array holds, whatever its shape."""
+    return str(value.ravel()[0]) if value.size == 1 else str(value)
+
+
+def _read_json(path: Path) -> Target:
+    fields = _document(path)
+    unknown = [name for name in fields if name not in _FIELDS]
+    if unknown:
+        raise TargetError(f"{path} has the unknown field {reprlib.repr(unknown[0])}; the fields are {', '.join(_FIELDS)}")
+    for name in ("height_nm", "orders"):
+        if name not in fields:
+            raise TargetError(f"{path} lacks the field '{name}'; a target has height_nm and orders")
+    height = _number(path, "height_nm", fields["height_nm"])
+    wanted = _orders(path, fields["orders"])
+    others = fields.get("others", "any")
+    if others != "any" and (isinstance(others, bool) or others != 0):
+        raise TargetError(f"{path}: 'others' is {reprlib.repr(others)}; it must be \"any\" or 0")
+    try:
+        geometry = Geometry.from_dict(fields["geometry"]) if "geometry" in fields else None
+    except GeometryError as error:
+        raise TargetError(f"{path}: {error}") from None
+    M = max([_ORDERS, *(max(abs(m), abs(n)) for _, m, n in wanted)])
+    maps = {kind: np.zeros((2 * M + 1, 2 * M + 1)) for kind in "RT"}
+    masks = {kind: np.full((2 * M + 1, 2 * M + 1), others != "any") for kind in "RT"}
+    for (kind, m, n), value in wanted.items():
+        maps[kind][m + M, n + M] = value
+        masks[kind][m + M, n + M] = True
+    return checked(str(path), ("orders", "orders", "height_nm"), maps["R"], maps["T"], height, masks["R"], masks["T"], path.stem, geometry)
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """The JSON object in ``path``; a field given twice is an error, not the last one's win."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
+            twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
+            raise TargetError(f"{path} gives {reprlib.repr(twice)} twice; keep one")
+        return fields
+
+    if path.is_dir() or not path.exists():
+        raise TargetError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; name a target file")
+    try:
+        # utf-8-sig: Windows editors put a byte order mark in front.
+        document = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        raise TargetError(f"{path} is not JSON ({error}); correct it") from None
+    except OSError as error:
+        raise TargetError(f"{path} cannot be read ({error.strerror}); check the path") from None
+    if not isinstance(document, dict):
+        raise TargetError(f"{path} holds {reprlib.repr(document)}; a target is a JSON object with height_nm and orders")
+    return document
+
+
+def _orders(path: Path, value: Any) -> dict[tuple[str, int, int], float]:
+    """Efficiency by (kind, m, n)."""
+    example = '{"T(1,0)": 0.4}'
+    if not isinstance(value, dict):
+        raise TargetError(f"{path}: 'orders' is {reprlib.repr(value)}; it must be an object such as {example}")
+    wanted: dict[tuple[str, int, int], float] = {}
+    for name, efficiency in value.items():
+        match = _ORDER.fullmatch(name)
+        if match is None:
+            raise TargetError(f"{path}: 'orders' names {reprlib.repr(name)}; write an order as T(m,n) or R(m,n), such as {example}")
+        order = (match[1], int(match[2]), int(match[3]))
+        if max(abs(order[1]), abs(order[2])) > _HIGHEST_ORDER:
+            raise TargetError(f"{path}: 'orders' names {name}; m and n must lie between -{_HIGHEST_ORDER} and {_HIGHEST_ORDER}")
+        if order in wanted:
+            raise TargetError(f"{path}: 'orders' gives {reprlib.repr(name)} twice; keep one")
+        wanted[order] = _number(path, f"orders.{name}", efficiency)
+    return wanted
+
+
+def _number(path: Path, field: str, value: Any) -> float:
+    if not isinstance(value, bool) and isinstance(value, int | float):
+        try:
+            number = float(value)
+        except OverflowError:  # a whole number of more than 308 digits
+            number = float("inf")
+        if np.isfinite(number):
+            return number
+    raise TargetError(f"{path}: '{field}' is {reprlib.repr(value)}; it must be a finite number")
