@@ -1,0 +1,100 @@
+"""The model card: what a bundle is, what it was trained on, and how well it does, from numbers that were measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from . import parity
+
+
+def write(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    """The bundle's README.md.
+
+    Args:
+        manifest: the bundle's manifest, all but its file list.
+        report: parity per network, precision and engine.
+    """
+    lines = [
+        f"# metascatter bundle, recipe `{manifest['recipe']['name']}`",
+        "",
+        "A conditional diffusion model that proposes metasurface patterns for a wanted light scattering. Open it with",
+        "`metascatter infer TARGET --bundle THIS_FOLDER --out DIR` or `metascatter.load(THIS_FOLDER)`.",
+    ]
+    sections = {
+        "What it knows": _scope(manifest),
+        "Training": _training(manifest),
+        "Results": _results(manifest["metrics"]),
+        "Difference from PyTorch": _parity(report),
+    }
+    for title, body in sections.items():
+        lines += ["", f"## {title}", "", *body]
+    return "\n".join(lines) + "\n"
+
+
+def _scope(manifest: Mapping[str, Any]) -> list[str]:
+    geometry, size = manifest["geometry"], manifest["pattern_size"]
+    low, high = manifest["condition"]["height_range_nm"]
+    period_x, period_y = geometry["period_nm"]
+    return [
+        f"- Binary cells of {size} x {size} pixels, period {period_x:g} x {period_y:g} nm, wavelength {geometry['wavelength_nm']:g} nm.",
+        f"- Pillars n = {geometry['index_pillar']:g} on a substrate n = {geometry['index_substrate']:g}, "
+        f"cover n = {geometry['index_cover']:g}, lit from the {geometry['incidence']}, E along {geometry['polarisation']}.",
+        f"- Heights {low:g} to {high:g} nm. Targets outside this range or geometry are refused.",
+        f"- Labels: RCWA, rule `{geometry['rule']}`, {geometry['harmonics']} harmonics, truncation `{geometry['truncation']}`, "
+        f"{geometry['dtype']}.",
+    ]
+
+
+def _training(manifest: Mapping[str, Any]) -> list[str]:
+    training, recipe, sampling = (manifest[key] for key in ("training", "recipe", "sampling"))
+    machine = training["machine"]
+    weights = ", ".join(f"{name} {part['parameters']:,}" for name, part in manifest["networks"].items())
+    return [
+        f"- Data `{training['data']}`: {training['training_samples']:,} samples, "
+        f"{training['validation_samples']:,} more set aside for validation.",
+        f"- {training['steps']:,} steps of {recipe['batch_size']} samples ({training['epochs']:.0f} epochs), "
+        f"{training['seconds'] / 3600:.1f} h on {machine['device']} ({machine['threads']} threads, {recipe['precision']}).",
+        f"- Final loss {training['loss']:.4f}, on the validation part {training['validation_loss']:.4f} "
+        f"({recipe['loss']}, {recipe['scheduler']['prediction_type']}; the training loss includes masked and dropped conditions).",
+        f"- Parameters: {weights}.",
+        f"- Default sampling: {sampling['scheduler']}, {sampling['steps']} steps, eta {sampling['eta']:g}, "
+        f"guidance scale {sampling['guidance_scale']:g}.",
+    ]
+
+
+def _results(metrics: Mapping[str, Any] | None) -> list[str]:
+    """Tables of ``cli.py evaluate --json``."""
+    if metrics is None:
+        return ["Not evaluated when this bundle was written; run `cli.py evaluate --bundle THIS_FOLDER --data TEST`."]
+    rows = {"ranked": metrics["ranked"], **metrics["oracle"], **metrics["baselines"]}
+    lines = [
+        f"`cli.py evaluate` on {metrics['targets']} held-out targets, {metrics['n']} candidates each, seed {metrics['seed']}.",
+        "Misrouted power after solving Maxwell's equations: 0 is exact, lower is better.",
+        "",
+        "| | median | quartiles | under 0.05 | under 0.10 | solves |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, part in rows.items():
+        if part is not None:
+            quartiles, under = f"{part['q25']:.3f} to {part['q75']:.3f}", part["under"]
+            shares = f"{under['0.05']:.0%} | {under['0.10']:.0%}"
+            lines.append(f"| {name.replace('_', ' ')} | {part['median']:.3f} | {quartiles} | {shares} | {part['solves']} |")
+    return lines
+
+
+def _parity(report: Mapping[str, Any]) -> list[str]:
+    rows = [
+        f"| {name} | {precision} | {engine} | {parity.worst(found):.1e} |"
+        for name, precisions in report.items()
+        for precision, engines in precisions.items()
+        for engine, found in engines.items()
+    ]
+    return [
+        "| network | precision | engine | largest absolute difference |",
+        "| --- | --- | --- | --- |",
+        *rows,
+        "",
+        f"Measured at batches {', '.join(map(str, parity.BATCHES))}; details in `parity.json`.",
+        "Hashes in `manifest.json` prove that the bundle is whole, not where it comes from.",
+    ]

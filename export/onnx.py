@@ -1,0 +1,124 @@
+"""PyTorch network -> ONNX bytes: fp32, weights inside, dynamic batch, the same bytes for the same checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+EXAMPLE_BATCH = 2  # the exporter specialises a batch of 1
+
+
+class _Encoder(nn.Module):
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, light: torch.Tensor, height: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.network.encode(light, height)
+
+
+class _Denoiser(nn.Module):
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        return self.network.denoise(sample, timestep, context, embedding)
+
+
+class Part:
+    """One ONNX graph to be: a module, named example inputs (batch of 2), the names of its outputs, its count of parameters."""
+
+    def __init__(self, module: nn.Module, inputs: dict[str, torch.Tensor], outputs: tuple[str, ...], parameters: int) -> None:
+        self.module, self.inputs, self.outputs, self.parameters = module.eval(), inputs, outputs, parameters
+
+    @torch.no_grad()
+    def __call__(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The PyTorch reference for parity and the golden self-test."""
+        result = self.module(*(inputs[name] for name in self.inputs))
+        return dict(zip(self.outputs, result if isinstance(result, tuple) else (result,), strict=True))
+
+
+def parts(network: nn.Module, sample_shape: tuple[int, ...], condition: dict[str, torch.Tensor]) -> dict[str, Part]:
+    """The graphs of a network: ``denoiser``, and ``encoder`` where what depends on the target alone can run by itself.
+
+    Args:
+        network: a module of ``train.networks``.
+        sample_shape: (channels, height, width).
+        condition: example arrays of ``Condition.arrays``, batch of 2.
+    """
+    sample = {"sample": torch.zeros(EXAMPLE_BATCH, *sample_shape), "timestep": torch.zeros(EXAMPLE_BATCH, dtype=torch.int64)}
+    total = sum(p.numel() for p in network.parameters())
+    if not hasattr(network, "encode"):
+        return {"denoiser": Part(network, {**sample, **condition}, ("output",), total)}
+    encoding = sum(p.numel() for p in network.get_submodule("encoder").parameters())
+    encoder = Part(_Encoder(network), condition, ("context", "embedding"), encoding)
+    return {"encoder": encoder, "denoiser": Part(_Denoiser(network), {**sample, **encoder(condition)}, ("output",), total - encoding)}
+
+
+def to_onnx(part: Part) -> bytes:
+    """The ONNX file of a part, checked by ``onnx.checker``, free of local paths and of external data."""
+    import onnx
+
+    batch = torch.export.Dim("batch", min=1, max=1 << 20)
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        path = Path(folder) / "part.onnx"
+        torch.onnx.export(
+            part.module,
+            tuple(part.inputs.values()),
+            str(path),
+            input_names=list(part.inputs),
+            output_names=list(part.outputs),
+            dynamo=True,
+            external_data=False,
+            optimize=True,
+            verbose=False,
+            dynamic_shapes=tuple({0: batch} for _ in part.inputs),
+        )
+        model = onnx.load(path)
+    # Node metadata carries stack traces with this machine's paths.
+    for graph in [model.graph, *model.functions]:
+        for node in graph.node:
+            del node.metadata_props[:]
+            node.doc_string = ""
+        for value in [*getattr(graph, "value_info", ()), *getattr(graph, "initializer", ())]:
+            _strip(value)
+    for value in [*model.graph.input, *model.graph.output]:
+        _strip(value)
+    for holder in (model, model.graph):
+        del holder.metadata_props[:]
+        holder.doc_string = ""
+    onnx.checker.check_model(model, full_check=True)
+    content: bytes = model.SerializeToString(deterministic=True)
+    here = os.getcwd().encode()
+    if here in content:
+        raise RuntimeError(f"the exported graph still names {os.getcwd()}")
+    return content
+
+
+def _strip(value: Any) -> None:
+    value.doc_string = ""
+    if hasattr(value, "metadata_props"):
+        del value.metadata_props[:]
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """The exporter talks on stdout and through warnings about its own internals."""
+    level = logging.getLogger("torch.onnx").level
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.getLogger("torch.onnx").setLevel(level)

@@ -1,0 +1,76 @@
+"""What several rooms' tests share: a small data set, a run trained on it for a few steps, and its bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime.data import DataSet
+from runtime.files import write_npz
+from runtime.geometry import Geometry
+
+# A cell small enough that a solve takes milliseconds: 5 x 5 pixels, orders up to 3.
+SMALL = Geometry(wavelength_nm=1550.0, period_nm=(2000.0, 2000.0), harmonics=3, dtype="complex128")
+SIZE, ORDERS = 5, 3
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """160 solved cells of 5 x 5 pixels in an ``.npz``."""
+    from runtime.physics.rcwa import Solver
+
+    rng = np.random.default_rng(0)
+    patterns = rng.integers(0, 2, (160, SIZE, SIZE)).astype(np.uint8)
+    heights = rng.integers(100, 400, 160).astype(np.float32)
+    solver = Solver(SMALL, ORDERS)
+    solved = [solver.solve(pattern, float(height)) for pattern, height in zip(patterns, heights, strict=True)]
+    data = DataSet(patterns, heights, np.array([s[0] for s in solved], np.float32), np.array([s[1] for s in solved], np.float32), SMALL)
+    path = tmp_path_factory.mktemp("data") / "small.npz"
+    write_npz(path, **data.arrays())
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_recipe():
+    """The default recipe with a network of a few thousand parameters."""
+    from train.recipes import RECIPES
+
+    return dataclasses.replace(
+        RECIPES["default"],
+        epochs=2,
+        batch_size=32,
+        warmup_steps=2,
+        precision="fp32",
+        validation_fraction=0.2,
+        network_arguments={
+            "size": SIZE,
+            "orders": ORDERS,
+            "channels": 16,
+            "components": 8,
+            "hidden": 16,
+            "blocks": 2,
+            "tokens": 8,
+            "embedding": 16,
+        },
+    )
+
+
+@pytest.fixture(scope="session")
+def small_run(small_data: Path, small_recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of a few steps."""
+    from train.loop import train
+
+    run = tmp_path_factory.mktemp("run") / "small"
+    train(small_data, run, small_recipe, progress=False)
+    return run
+
+
+@pytest.fixture(scope="session")
+def small_bundle(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That run exported."""
+    from export.bundle import export
+
+    return export(small_run, tmp_path_factory.mktemp("bundle") / "small")

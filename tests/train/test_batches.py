@@ -1,0 +1,121 @@
+"""What the network is shown: the split, the symmetries, the masks."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from runtime.condition import Condition
+from runtime.data import load
+from runtime.errors import DataError
+from runtime.geometry import Geometry
+from runtime.physics.rcwa import Solver
+from train.batches import Batches, random_masks, split
+from train.recipes import RECIPES
+from train.symmetry import mirror, shift
+
+GEOMETRY = Geometry(period_nm=(2000.0, 2300.0), harmonics=3, dtype="complex128")
+
+
+@pytest.mark.parametrize(("flip_x", "flip_y"), [(True, False), (False, True), (True, True)])
+def test_mirrors_against_the_solver(flip_x, flip_y):
+    pattern = np.random.default_rng(1).integers(0, 2, (1, 5, 5))
+    solver = Solver(GEOMETRY, 4)
+    flips = np.array([flip_x]), np.array([flip_y])
+    for maps, mirrored in zip(solver.solve(pattern[0], 300.0), solver.solve(mirror(pattern, *flips)[0], 300.0), strict=True):
+        assert np.abs(mirror(maps[None], *flips)[0] - mirrored).max() < 1e-9
+        assert np.abs(maps - mirrored).max() > 1e-4  # the test would see a mirror that does nothing
+
+
+def test_shifts_against_the_solver():
+    pattern = np.random.default_rng(2).integers(0, 2, (1, 5, 5))
+    shifted = shift(pattern, np.array([2]), np.array([4]))
+    assert np.array_equal(shifted[0], np.roll(pattern[0], (2, 4), axis=(0, 1)))
+    solver = Solver(GEOMETRY, 4)
+    for maps, same in zip(solver.solve(pattern[0], 300.0), solver.solve(shifted[0], 300.0), strict=True):
+        assert np.abs(maps - same).max() < 1e-9
+
+
+def test_split_belongs_to_the_sample_not_its_place(small_data):
+    data = load(small_data)
+    training, validation = split(data, 0.3)
+    assert len(training) + len(validation) == len(data)
+    assert 0.15 < len(validation) / len(data) < 0.45
+    turned = data.take(np.arange(len(data))[::-1])
+    again = split(turned, 0.3)[1]
+    assert set(len(data) - 1 - again) == set(validation)
+    shifted = dataclasses.replace(data, xx=np.roll(data.xx, (1, 3), axis=(1, 2)))
+    assert np.array_equal(split(shifted, 0.3)[1], validation)
+
+
+def test_too_few_samples_to_split(small_data):
+    with pytest.raises(DataError, match="too few"):
+        split(load(small_data).take(slice(3)), 0.01)
+
+
+def test_statistics_come_from_the_training_part(small_data, small_run):
+    data = load(small_data)
+    training, _ = split(data, 0.2)
+    import json
+
+    condition = Condition.from_dict(json.loads((small_run / "condition.json").read_text()))
+    part = data.take(training)
+    assert np.array_equal(condition.mean_R, Condition.measure("orders", part.Rm, part.Tm, part.h).mean_R)
+    assert not np.array_equal(condition.mean_R, Condition.measure("orders", data.Rm, data.Tm, data.h).mean_R)
+
+
+def batches(small_data, recipe):
+    data = load(small_data)
+    return data, Batches(data, Condition.measure(recipe.layout, data.Rm, data.Tm, data.h, recipe.canvas), recipe)
+
+
+def test_batches_depend_on_seed_and_step_alone(small_data, small_recipe):
+    _, first = batches(small_data, small_recipe)
+    _, second = batches(small_data, small_recipe)
+    for key, value in first.training(7).items():
+        assert np.array_equal(value, second.training(7)[key]), key
+    assert not np.array_equal(first.training(7)["noise"], first.training(8)["noise"])
+    _, other = batches(small_data, dataclasses.replace(small_recipe, seed=1))
+    assert not np.array_equal(first.training(7)["noise"], other.training(7)["noise"])
+
+
+def test_an_epoch_shows_every_sample(small_data):
+    """160 samples in batches of 32: five batches, each sample once, without augmentation to hide who is who."""
+    recipe = dataclasses.replace(RECIPES["lab2023"], batch_size=32)
+    data, source = batches(small_data, recipe)
+    assert source.per_epoch == 5
+    seen = np.concatenate([source.training(step)["sample"] for step in range(5, 10)])
+    window = slice((32 - 5) // 2, (32 - 5) // 2 + 5)
+    rows = {row.tobytes() for row in (seen[:, 0, window, window] > 0).astype(np.uint8)}
+    assert rows == {row.tobytes() for row in data.xx}
+    assert set(np.unique(seen)) == {-1.0, 0.0, 1.0}  # the pattern is mapped to [-1, 1], the canvas is 0
+
+
+def test_the_last_timestep_is_trained(small_data, small_recipe):
+    _, source = batches(small_data, dataclasses.replace(small_recipe, batch_size=4096))
+    steps = source.training(0)["timestep"]
+    assert steps.min() == 0
+    assert steps.max() == 999
+
+
+def test_mirrors_are_left_out_at_oblique_incidence(small_data, small_recipe):
+    data = load(small_data)
+    oblique = dataclasses.replace(data, geometry=dataclasses.replace(data.geometry, theta_deg=10.0))
+    condition = Condition.measure("orders", data.Rm, data.Tm, data.h)
+    assert Batches(data, condition, small_recipe).mirrors
+    assert not Batches(oblique, condition, small_recipe).mirrors
+
+
+def test_random_masks_have_the_shares_asked_for():
+    rng = np.random.default_rng(0)
+    maps = rng.random((4000, 5, 5)) * (rng.random((4000, 5, 5)) < 0.5)
+    mask_R, mask_T = random_masks(rng, maps, maps, 0.4, 0.1)
+    counts = mask_R.sum((1, 2)) + mask_T.sum((1, 2))
+    assert (counts == 0).mean() == pytest.approx(0.1, abs=0.02)
+    assert (counts == 50).mean() == pytest.approx(0.5, abs=0.03)
+    assert (counts == 25).mean() == pytest.approx(0.2, abs=0.03)
+    few = (counts > 0) & (counts <= 16)
+    assert few.mean() == pytest.approx(0.2, abs=0.03)
+    assert maps[few][mask_R[few]].mean() > maps[few].mean()  # strong orders are asked for more often

@@ -1,0 +1,125 @@
+"""Training: a killed and resumed run ends byte-identical, a run refuses to mix experiments, and the loss falls."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from runtime.errors import DataError
+from train import checkpoint
+from train.loop import learning_rate, train
+from train.recipes import RECIPES
+
+
+def same_bytes(a: Path, b: Path) -> bool:
+    return all(
+        (a / f"{name}.safetensors").read_bytes() == (b / f"{name}.safetensors").read_bytes() for name in ("model", "ema", "optimizer")
+    )
+
+
+def test_resumed_run_is_byte_identical(small_data, small_recipe, small_run, tmp_path):
+    train(small_data, tmp_path / "run", small_recipe, progress=False, stop_after=3)
+    assert checkpoint.latest(tmp_path / "run").name == "step-00000003"
+    last = train(small_data, tmp_path / "run", small_recipe, progress=False, resume=True)
+    assert same_bytes(last, checkpoint.latest(small_run))
+    rows = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (small_run, tmp_path / "run")]
+    assert [row["validation_loss"] for row in rows[0]] == [row["validation_loss"] for row in rows[1]]
+
+
+@pytest.mark.slow
+def test_kill_9_and_resume_from_the_command_line(small_data, small_recipe, tmp_path):
+    """Killed at an arbitrary moment between checkpoints, the same command with --resume ends where an unbroken run does."""
+    recipe = dataclasses.replace(small_recipe, epochs=10)
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe.to_dict()))
+    command = [
+        sys.executable,
+        "cli.py",
+        "train",
+        "--data",
+        str(small_data),
+        "--recipe",
+        str(tmp_path / "recipe.json"),
+        "--checkpoint-every",
+        "5",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    while not (tmp_path / "run" / "checkpoints" / "step-00000010").exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (tmp_path / "run" / "checkpoints" / ".step-00000099.abc").mkdir()  # what a kill in the middle of writing leaves
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    unbroken = train(small_data, tmp_path / "unbroken", recipe, progress=False)
+    assert same_bytes(checkpoint.latest(tmp_path / "run"), unbroken)
+
+
+def test_a_run_folder_is_not_overwritten_or_mixed(small_data, small_recipe, small_run):
+    with pytest.raises(DataError, match="--resume"):
+        train(small_data, small_run, small_recipe, progress=False)
+    with pytest.raises(DataError, match="another 'lr'"):
+        train(small_data, small_run, dataclasses.replace(small_recipe, lr=5e-4), progress=False, resume=True)
+
+
+def test_only_the_last_checkpoints_are_kept(small_data, small_recipe, tmp_path):
+    train(small_data, tmp_path / "run", small_recipe, progress=False, checkpoint_every=1)
+    assert len(checkpoint.found(tmp_path / "run")) == 2
+
+
+def test_run_leaves_what_export_and_people_need(small_run):
+    for name in (
+        "recipe.json",
+        "condition.json",
+        "data.json",
+        "machine.json",
+        "scheduler_config.json",
+        "calibration.npz",
+        "metrics.jsonl",
+        "loss.png",
+    ):
+        assert (small_run / name).stat().st_size > 0, name
+    assert list((small_run / "tensorboard").iterdir())
+
+
+@pytest.mark.slow
+def test_the_network_learns(small_data, small_recipe, tmp_path):
+    """Far below the loss of a network that ignores its input (1 for v-prediction of unit-variance data)."""
+    recipe = dataclasses.replace(small_recipe, epochs=20, batch_size=8, lr=5e-3, ema_decay=0.9)
+    train(small_data, tmp_path / "run", recipe, progress=False)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["validation_loss"] < 0.8
+
+
+def test_starting_from_another_runs_weights(small_data, small_recipe, small_run, tmp_path):
+    recipe = dataclasses.replace(small_recipe, lr=1e-9, epochs=1, ema_decay=0.0)
+    last = train(small_data, tmp_path / "run", recipe, progress=False, init=small_run)
+    start = checkpoint.load_weights(checkpoint.latest(small_run))
+    for name, value in checkpoint.load_weights(last).items():
+        assert (value - start[name]).abs().max() < 1e-6, name
+
+
+def test_learning_rate_schedule():
+    recipe = dataclasses.replace(RECIPES["default"], lr=1.0, warmup_steps=10)
+    rates = [learning_rate(recipe, step, 1000) for step in range(1000)]
+    assert rates[0] == pytest.approx(0.1, rel=1e-3)
+    assert max(rates) == pytest.approx(1.0, rel=1e-2)
+    assert rates[-1] == pytest.approx(0.01, rel=1e-2)
+    assert learning_rate(RECIPES["lab2023"], 123, 1000) == 3e-4
+
+
+def test_damaged_checkpoint_is_named(small_data, small_recipe, tmp_path):
+    last = train(small_data, tmp_path / "run", small_recipe, progress=False)
+    (last / "model.safetensors").write_bytes(b"\0" * 20)
+    with pytest.raises(DataError, match=r"model\.safetensors"):
+        train(small_data, tmp_path / "run", dataclasses.replace(small_recipe, epochs=3), progress=False, resume=True)

@@ -1,0 +1,128 @@
+"""What the network is shown at each step, as a pure function of (data, recipe, step).
+
+Every draw comes from a counter-based generator keyed by seed and step, so a resumed run, or one over several
+processes, sees exactly what an unbroken one would.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import numpy as np
+
+from runtime.condition import Condition
+from runtime.data import DataSet
+from runtime.errors import DataError
+from runtime.search import canonical
+
+from .recipes import Recipe
+from .symmetry import mirror, mirrors_hold, shift
+
+_VALIDATION = 2**62  # step number of the validation draws, out of reach of training
+
+
+def split(data: DataSet, validation_fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the training and validation part, decided by a hash of each sample alone.
+
+    The hash is of the pattern modulo cyclic shifts and of the height, so that neither order nor company nor a shifted copy
+    moves a sample to the other side.
+
+    Raises:
+        DataError: one of the parts would be empty.
+    """
+    bound = int(validation_fraction * 2**32)
+    chosen = np.array(
+        [
+            int.from_bytes(hashlib.sha256(np.packbits(pattern).tobytes() + np.float32(height).tobytes()).digest()[:4], "big") < bound
+            for pattern, height in zip(canonical(data.xx), data.h, strict=True)
+        ]
+    )
+    training, validation = np.flatnonzero(~chosen), np.flatnonzero(chosen)
+    if not len(training) or not len(validation):
+        raise DataError(
+            f"{len(data)} samples are too few to set {validation_fraction:.0%} aside for validation; "
+            "simulate more, or raise validation_fraction"
+        )
+    return training, validation
+
+
+class Batches:
+    """Batches of one part of a data set.
+
+    Args:
+        data: the part.
+        condition: constants measured on the training part.
+        recipe: batch size, augmentation, masks and seed.
+    """
+
+    def __init__(self, data: DataSet, condition: Condition, recipe: Recipe) -> None:
+        self.data, self.condition, self.recipe = data, condition, recipe
+        self.per_epoch = math.ceil(len(data) / recipe.batch_size)
+        self.mirrors = recipe.mirrors and mirrors_hold(data.geometry)
+        self.timesteps = int(recipe.scheduler["num_train_timesteps"])
+        size = data.xx.shape[-1]
+        self.side = recipe.canvas or size
+        self.start = (self.side - size) // 2
+
+    def training(self, step: int) -> dict[str, np.ndarray]:
+        """The batch of a step: ``sample``, ``noise`` (B, 1, S, S), ``timestep`` (B,) int64 and the condition's arrays.
+
+        The last batch of an epoch is filled up from its beginning, so that every batch has the same size.
+        """
+        epoch, position = divmod(step, self.per_epoch)
+        order = np.random.Generator(np.random.Philox(key=[self.recipe.seed, 2**63 + epoch])).permutation(len(self.data))
+        index = np.take(order, np.arange(position * self.recipe.batch_size, (position + 1) * self.recipe.batch_size), mode="wrap")
+        return self._assemble(self.data.take(index), np.random.Generator(np.random.Philox(key=[self.recipe.seed, step])), True)
+
+    def validation(self, limit: int = 2048) -> dict[str, np.ndarray]:
+        """One fixed batch of the first ``limit`` samples: the same noise and timesteps whenever it is asked for."""
+        return self._assemble(self.data.take(slice(limit)), np.random.Generator(np.random.Philox(key=[0, _VALIDATION])), False)
+
+    def _assemble(self, part: DataSet, rng: np.random.Generator, augment: bool) -> dict[str, np.ndarray]:
+        count = len(part)
+        patterns, R, T = part.xx, part.Rm, part.Tm
+        mask_R = mask_T = None
+        if augment and self.mirrors:
+            flip_x, flip_y = rng.integers(0, 2, (2, count)).astype(bool)
+            patterns, R, T = (mirror(maps, flip_x, flip_y) for maps in (patterns, R, T))
+            rows, columns = rng.integers(0, patterns.shape[-1], (2, count))
+            patterns = shift(patterns, rows, columns)
+        if augment and self.recipe.masks + self.recipe.condition_dropout > 0:
+            mask_R, mask_T = random_masks(rng, R, T, self.recipe.masks, self.recipe.condition_dropout)
+        sample = np.zeros((count, 1, self.side, self.side), np.float32)
+        window = slice(self.start, self.start + patterns.shape[-1])
+        # The pattern is mapped to [-1, 1]; a canvas around it stays at 0.
+        sample[:, 0, window, window] = 2.0 * patterns - 1.0
+        return {
+            "sample": sample,
+            "noise": rng.standard_normal(sample.shape, dtype=np.float32),
+            "timestep": rng.integers(0, self.timesteps, count),
+            **self.condition.arrays(R, T, part.h, mask_R, mask_T),
+        }
+
+
+def random_masks(rng: np.random.Generator, R: np.ndarray, T: np.ndarray, partial: float, dropped: float) -> tuple[np.ndarray, np.ndarray]:
+    """Masks (B, 2M+1, 2M+1) of the orders asked for: of a share ``partial`` only some, of a share ``dropped`` none.
+
+    Half of the partial targets ask for all of R or all of T, half for 1 to 16 single orders drawn with a preference for
+    strong ones, as people write them.
+    """
+    count, side = len(R), R.shape[-1]
+    both = np.stack([R, T], axis=1).reshape(count, -1)
+    kind = rng.random(count)
+    wanted = rng.integers(1, 17, count)
+    # Gumbel top-k: drawing without replacement with weights (efficiency + floor).
+    keys = np.log(both + 1e-3) + rng.gumbel(size=both.shape)
+    ranked = np.sort(keys, axis=1)[:, ::-1]
+    few = keys >= np.take_along_axis(ranked, wanted[:, None] - 1, axis=1)
+    sides = np.repeat(rng.integers(0, 2, count)[:, None] == np.arange(2)[None], side * side, axis=1)
+    mask = np.ones(both.shape, bool)
+    for chosen, value in (
+        (kind < dropped, np.zeros_like(mask)),
+        ((kind >= dropped) & (kind < dropped + partial / 2), few),
+        ((kind >= dropped + partial / 2) & (kind < dropped + partial), sides),
+    ):
+        mask[chosen] = value[chosen]
+    maps = mask.reshape(count, 2, side, side)
+    return maps[:, 0], maps[:, 1]

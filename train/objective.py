@@ -1,0 +1,36 @@
+"""What the network is asked to predict, and how far off it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+from torch.nn import functional
+
+LOSSES: dict[str, Callable[..., torch.Tensor]] = {"mse": functional.mse_loss, "l1": functional.l1_loss, "huber": functional.huber_loss}
+
+
+class Objective:
+    """Forward diffusion q(x_t | x_0) and the regression target of ``prediction_type`` (epsilon, v_prediction or sample)."""
+
+    def __init__(self, scheduler: Mapping[str, Any], loss: str) -> None:
+        self.scheduler = DDPMScheduler.from_config(dict(scheduler))
+        self.prediction_type = scheduler["prediction_type"]
+        self.loss = LOSSES[loss]
+
+    def __call__(self, network: Callable[..., torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Mean loss of a batch with keys ``sample``, ``noise``, ``timestep`` and the condition's arrays."""
+        condition = {k: v for k, v in batch.items() if k not in ("sample", "noise", "timestep")}
+        noisy = self.scheduler.add_noise(batch["sample"], batch["noise"], batch["timestep"])
+        output = network(noisy, batch["timestep"], **condition)
+        return self.loss(output.float(), self.wanted(batch))
+
+    def wanted(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The regression target, shaped like ``sample``."""
+        if self.prediction_type == "epsilon":
+            return batch["noise"]
+        if self.prediction_type == "sample":
+            return batch["sample"]
+        return self.scheduler.get_velocity(batch["sample"], batch["noise"], batch["timestep"])
