@@ -45,8 +45,9 @@ def train(
     with _extra("train"):
         from train.loop import train as run_training
         from train.recipes import load_recipe
-    settings = load_recipe(recipe, overrides)
-    last = run_training(data_path, run, settings, convention=convention, resume=resume, init=init, checkpoint_every=checkpoint_every)
+
+        settings = load_recipe(recipe, overrides)
+        last = run_training(data_path, run, settings, convention=convention, resume=resume, init=init, checkpoint_every=checkpoint_every)
     click.echo(f"trained: {last}\nloss curve: {run / 'loss.png'}\nnext: python cli.py export {run} --out bundles/{run.name}")
 
 
@@ -68,11 +69,12 @@ def export(run: Path, bundle: Path, evaluation: Path | None, **sampling: object)
     """
     with _extra("export"):
         from export.bundle import export as write_bundle
-    write_bundle(run, bundle, evaluation=evaluation, sampling={k: v for k, v in sampling.items() if v is not None}, say=status)
+
+        write_bundle(run, bundle, evaluation=evaluation, sampling={k: v for k, v in sampling.items() if v is not None}, say=status)
 
 
 class _extra:
-    """An import inside the block that fails becomes a sentence naming the extra to install."""
+    """An import inside the block that fails, now or during the work, becomes a sentence naming the extra to install."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -18,6 +18,7 @@ from runtime.condition import Condition
 from runtime.data import load
 from runtime.errors import BundleError, DataError
 from runtime.files import atomic_directory
+from runtime.schedulers import plan
 from runtime.version import __version__
 from train import checkpoint, networks
 from train.recipes import from_dict
@@ -51,7 +52,16 @@ def export(
     facts, recipe_fields, condition_fields = (_json(run / name) for name in ("data.json", "recipe.json", "condition.json"))
     recipe = from_dict(recipe_fields, str(run / "recipe.json"))
     condition = Condition.from_dict(condition_fields)
-    results = _json(evaluation) if evaluation is not None else None
+    results = _evaluation(evaluation) if evaluation is not None else None
+    defaults = {"scheduler": recipe.sampling_scheduler, "steps": recipe.sampling_steps, "guidance_scale": 1.0, "eta": 0.0}
+    settings = {**defaults, **(sampling or {})}
+    # What cannot be sampled with is refused now, rather than by every command that opens the bundle.
+    plan(_json(run / "scheduler_config.json"), settings["steps"], settings["scheduler"], settings["eta"])
+    if not np.isfinite(settings["guidance_scale"]):
+        raise BundleError(f"guidance_scale is {settings['guidance_scale']}; it must be a finite number")
+    if condition.layout == "planes" and settings["guidance_scale"] != 1:
+        raise BundleError(f"the recipe {recipe.name} was not trained without condition; guidance_scale must be 1")
+    _replaceable(out)
     newest = checkpoint.latest(run)
     say(f"reading {newest}")
     network = networks.build(recipe.network, recipe.network_arguments)
@@ -62,14 +72,15 @@ def export(
     side = recipe.canvas or size
     sample_shape = (1, side, side)
     samples = load(run / "calibration.npz")
+    count = max(parity.BATCHES)
+    samples = samples.take(np.arange(count) % len(samples))
     arrays = condition.arrays(samples.Rm, samples.Tm, samples.h)
     example = {key: torch.from_numpy(value[:EXAMPLE_BATCH]) for key, value in arrays.items()}
     rng = np.random.Generator(np.random.Philox(key=[0, 0]))
-    count = max(parity.BATCHES)
     inputs: dict[str, np.ndarray] = {
         "sample": rng.standard_normal((count, *sample_shape), dtype=np.float32),
         "timestep": rng.integers(0, recipe.scheduler["num_train_timesteps"], count),
-        **{key: value[:count] for key, value in arrays.items()},
+        **arrays,
     }
     files: dict[str, bytes] = {}
     described: dict[str, Any] = {}
@@ -110,13 +121,7 @@ def export(
         "sample_shape": list(sample_shape),
         "window": [start, start],
         "networks": described,
-        "sampling": {
-            "scheduler": recipe.sampling_scheduler,
-            "steps": recipe.sampling_steps,
-            "guidance_scale": 1.0,
-            "eta": 0.0,
-            **(sampling or {}),
-        },
+        "sampling": settings,
         "training": {**{k: v for k, v in facts.items() if k != "geometry"}, **_history(run, newest)},
         "metrics": results,
         "versions": {"metascatter": __version__, **{tool: metadata.version(tool) for tool in TOOLS}},
@@ -134,6 +139,24 @@ def export(
     return out
 
 
+def _replaceable(out: Path) -> None:
+    """Refuse to replace a folder that is no bundle: it would be gone with everything in it."""
+    if out.is_dir() and any(out.iterdir()) and not (out / "manifest.json").is_file():
+        raise DataError(f"{out} holds something else than a bundle; name a new folder with --out")
+
+
+def _evaluation(path: Path) -> Any:
+    """The output of ``evaluate --json``, of which the model card needs some fields."""
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}); name a file that 'cli.py evaluate --json' wrote") from None
+    for key in ("targets", "n", "seed", "ranked", "oracle", "baselines"):
+        if not isinstance(results, dict) or key not in results:
+            raise DataError(f"{path} lacks the field '{key}'; name a file that 'cli.py evaluate --json' wrote")
+    return results
+
+
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -147,7 +170,9 @@ def _history(run: Path, newest: Path) -> dict[str, Any]:
     """Steps, time and losses of the run, from its metrics."""
     step = json.loads((newest / "state.json").read_text(encoding="utf-8"))["step"]
     path = run / "metrics.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    # A kill leaves half a line, or rows of steps after the last checkpoint.
+    rows = [row for row in (json.loads(line) for line in lines if line.endswith("}")) if row["step"] <= step]
     last = rows[-1] if rows else {}
     machine = _json(run / "machine.json")
     return {

@@ -49,14 +49,19 @@ def _scope(manifest: Mapping[str, Any]) -> list[str]:
 def _training(manifest: Mapping[str, Any]) -> list[str]:
     training, recipe, sampling = (manifest[key] for key in ("training", "recipe", "sampling"))
     machine = training["machine"]
+    # A run that ended within its first epoch has a checkpoint and no row of metrics.
+    measured = training["epochs"] is not None
+    long = f" ({training['epochs']:.0f} epochs), {training['seconds'] / 3600:.1f} h" if measured else ""
     weights = ", ".join(f"{name} {part['parameters']:,}" for name, part in manifest["networks"].items())
     return [
         f"- Data `{training['data']}`: {training['training_samples']:,} samples, "
         f"{training['validation_samples']:,} more set aside for validation.",
-        f"- {training['steps']:,} steps of {recipe['batch_size']} samples ({training['epochs']:.0f} epochs), "
-        f"{training['seconds'] / 3600:.1f} h on {machine['device']} ({machine['threads']} threads, {recipe['precision']}).",
+        f"- {training['steps']:,} steps of {recipe['batch_size']} samples{long} "
+        f"on {machine['device']} ({machine['threads']} threads, {recipe['precision']}).",
         f"- Final loss {training['loss']:.4f}, on the validation part {training['validation_loss']:.4f} "
-        f"({recipe['loss']}, {recipe['scheduler']['prediction_type']}; the training loss includes masked and dropped conditions).",
+        f"({recipe['loss']}, {recipe['scheduler']['prediction_type']}; the training loss includes masked and dropped conditions)."
+        if measured
+        else "- The run ended within its first epoch; no loss was recorded.",
         f"- Parameters: {weights}.",
         f"- Default sampling: {sampling['scheduler']}, {sampling['steps']} steps, eta {sampling['eta']:g}, "
         f"guidance scale {sampling['guidance_scale']:g}.",
@@ -68,6 +73,7 @@ def _results(metrics: Mapping[str, Any] | None) -> list[str]:
     if metrics is None:
         return ["Not evaluated when this bundle was written; run `cli.py evaluate --bundle THIS_FOLDER --data TEST`."]
     rows = {"ranked": metrics["ranked"], **metrics["oracle"], **metrics["baselines"]}
+    rows.pop("targets", None)
     lines = [
         f"`cli.py evaluate` on {metrics['targets']} held-out targets, {metrics['n']} candidates each, seed {metrics['seed']}.",
         "Misrouted power after solving Maxwell's equations: 0 is exact, lower is better.",

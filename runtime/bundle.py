@@ -60,9 +60,10 @@ def find(bundle: str | os.PathLike[str] | None) -> Path:
             raise BundleError("the default bundle is not installed; name one with --bundle")
         return found
     path = Path(bundle)
-    if not path.is_dir():
+    # os.path answers False where pathlib raises: a name too long, a folder one may not look into.
+    if not os.path.isdir(path):
         raise BundleError(f"there is no bundle at {path}; name a directory that 'cli.py export' wrote")
-    if not (path / "manifest.json").is_file():
+    if not os.path.lexists(path / "manifest.json"):
         raise BundleError(f"{path} is no bundle: it has no manifest.json")
     return path
 
@@ -87,8 +88,8 @@ class Bundle:
         where = path / "manifest.json"
         try:
             manifest = json.loads(_bytes(where))
-        except ValueError as error:
-            raise BundleError(f"{where} is not JSON ({error}); export the bundle again") from None
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"{where} is not JSON ({error}); copy the bundle again") from None
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             version = manifest.get("format") if isinstance(manifest, dict) else None
             raise BundleError(f"{where} has format {version!r}; this version of metascatter reads format {FORMAT}")
@@ -97,9 +98,12 @@ class Bundle:
                 raise BundleError(f"{where} lacks '{key}'; export the bundle again")
         if digest(manifest) != manifest["digest"]:
             raise BundleError(f"{where} was altered after it was written (its digest does not match); copy the bundle again")
-        for name in manifest["files"]:
-            if name != Path(name).name or name.startswith("."):
-                raise BundleError(f"{where} names the file '{name}' outside the bundle; do not use this bundle")
+        for name, entry in manifest["files"].items():
+            if not name or name.startswith(".") or any(c in name for c in "/\\:\0"):  # on Linux too: a bundle travels to Windows
+                raise BundleError(f"{where} names the file {name!r} outside the bundle; do not use this bundle")
+            if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
+                raise BundleError(f"{where} lacks the sha256 of '{name}'; export the bundle again")
+        _check_parts(where, manifest)
         try:
             geometry = Geometry.from_dict(manifest["geometry"])
         except GeometryError as error:
@@ -116,7 +120,7 @@ class Bundle:
         if entry is None:
             raise BundleError(f"the bundle {self.path} has no file '{name}'; it has {', '.join(self.manifest['files'])}")
         content = _bytes(self.path / name)
-        if hashlib.sha256(content).hexdigest() != entry.get("sha256"):
+        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
             raise BundleError(f"{self.path / name} is damaged: its sha256 does not match the manifest; copy the bundle again")
         return content
 
@@ -124,19 +128,23 @@ class Bundle:
         """A JSON file of the bundle, checked as :meth:`read` does."""
         try:
             return json.loads(self.read(name))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BundleError(f"{self.path / name} is not JSON ({error}); export the bundle again") from None
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
         """An ``.npz`` of the bundle, checked as :meth:`read` does; never unpickles."""
         import io
-        import zipfile
 
+        content = self.read(name)
         try:
-            with np.load(io.BytesIO(self.read(name)), allow_pickle=False) as file:
-                return {key: file[key] for key in file.files}
-        except (ValueError, OSError, zipfile.BadZipFile) as error:
-            raise BundleError(f"{self.path / name} cannot be read ({error}); export the bundle again") from None
+            with np.load(io.BytesIO(content), allow_pickle=False) as file:
+                arrays = {key: file[key] for key in file.files}
+        except Exception as error:  # zip, zlib and the array headers each raise their own errors
+            raise BundleError(f"{self.path / name} cannot be read as .npz ({error}); export the bundle again") from None
+        for key, value in arrays.items():
+            if not isinstance(value, np.ndarray):  # NumPy hands out the raw bytes of a member that is no array
+                raise BundleError(f"{self.path / name}: '{key}' is not an array; export the bundle again")
+        return arrays
 
     def network_file(self, network: str, precision: str) -> str:
         """The name of the ONNX file of a network in a precision.
@@ -148,6 +156,21 @@ class Bundle:
         if precision not in files:
             raise BundleError(f"the bundle {self.path} has no {network} in {precision}; it has {', '.join(files) or 'none'}")
         return str(files[precision])
+
+
+def _check_parts(where: Path, manifest: Mapping[str, Any]) -> None:
+    """What the sampler reads of the manifest's nested parts; a digest that matches does not make them sound."""
+    for name, entry in manifest["networks"].items():
+        files = entry.get("files") if isinstance(entry, dict) else None
+        if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+            raise BundleError(f"{where}: the network '{name}' lacks its files; export the bundle again")
+    for key, length in (("sample_shape", 3), ("window", 2)):
+        numbers = manifest[key]
+        if len(numbers) != length or not all(type(number) is int and number >= 0 for number in numbers):
+            raise BundleError(f"{where}: '{key}' is {numbers}; expected {length} whole numbers, export the bundle again")
+    for key, kind in (("scheduler", str), ("steps", int), ("guidance_scale", int | float)):
+        if not isinstance(manifest["sampling"].get(key), kind):
+            raise BundleError(f"{where}: 'sampling' lacks '{key}'; export the bundle again")
 
 
 def _bytes(path: Path) -> bytes:

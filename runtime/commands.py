@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 
 import click
 
-from .console import Bars, Group, status
+from .console import Bars, Group, check_writable, status
 from .errors import DataError
 from .version import __version__
 
@@ -30,7 +31,7 @@ def main() -> None:
 _bundle = click.option("--bundle", type=click.Path(path_type=Path), help="Bundle folder; default: the one that ships with metascatter.")
 _as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout and nothing else.")
 _workers = click.option("--workers", type=click.IntRange(1), help="Parallel solves; default: one per core.")
-_seed = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Same seed, same result.")
+_seed = click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Same seed, same result.")
 
 
 def _options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -42,11 +43,7 @@ def _options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
-_sampling = _options(
-    click.option("-n", "n", type=click.IntRange(1), default=64, show_default=True, help="Candidates sampled per target."),
-    click.option("--steps", type=click.IntRange(1), help="Denoising steps; default: the bundle's."),
-    click.option("--scheduler", type=click.Choice(["ddpm", "ddim", "dpmsolver++"]), help="Default: the bundle's."),
-    click.option("--guidance-scale", type=float, help="Classifier-free guidance, 1 + w of the papers; default: the bundle's."),
+_backend = _options(
     click.option("--backend", type=click.Choice(["auto", "onnxruntime"]), default="auto", show_default=True),
     click.option(
         "--device",
@@ -56,6 +53,14 @@ _sampling = _options(
         help="A device named is never replaced by another.",
     ),
     click.option("--precision", type=click.Choice(["auto", "fp32"]), default="auto", show_default=True),
+)
+
+_sampling = _options(
+    click.option("-n", "n", type=click.IntRange(1), default=64, show_default=True, help="Candidates sampled per target."),
+    click.option("--steps", type=click.IntRange(1), help="Denoising steps; default: the bundle's."),
+    click.option("--scheduler", type=click.Choice(["ddpm", "ddim", "dpmsolver++"]), help="Default: the bundle's."),
+    click.option("--guidance-scale", type=float, help="Classifier-free guidance, 1 + w of the papers; default: the bundle's."),
+    _backend,
 )
 
 
@@ -109,10 +114,11 @@ def infer(
     from .sampler import load
     from .target import Target
 
-    stems = [path.stem for path in targets]
+    stems = [os.path.normcase(path.stem) for path in targets]
     twice = next((stem for stem in stems if stems.count(stem) > 1), None)
     if twice is not None:
         raise DataError(f"two targets are called '{twice}' and would share one folder; rename one")
+    check_writable(directory)
     with load(bundle, backend, device, precision) as sampler:
         # Every target is read and checked before the first one costs any time.
         wanted = [sampler.check(Target.load(path, convention)) for path in targets]
@@ -307,9 +313,32 @@ def evaluate(
 
 @group.command()
 @_bundle
+@_backend
+@_as_json
+def bench(bundle: Path | None, backend: str, device: str, precision: str, as_json: bool) -> None:
+    """Time the network, the loop around it and the solver on this machine.
+
+    \b
+    metascatter bench
+    """
+    from . import bench as stopwatch
+    from .sampler import load
+
+    with load(bundle, backend, device, precision) as sampler:
+        result = stopwatch.measure(sampler)
+    click.echo(json.dumps(result, indent=2) if as_json else stopwatch.text(result))
+
+
+@group.command()
+@_bundle
 @_as_json
 def doctor(bundle: Path | None, as_json: bool) -> None:
-    """What is installed, which devices answer and why not, and whether the bundle passes its self-test."""
+    """What is installed, which devices answer and why not, and whether the bundle passes its self-test.
+
+    \b
+    metascatter doctor
+    metascatter doctor --bundle bundles/first --json
+    """
     from . import doctor as clinic
 
     report = clinic.examine(bundle)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
 import warnings
+from pathlib import Path
 from typing import Any
 
 import click
@@ -23,11 +27,32 @@ class Group(click.Group):
             except MetascatterError as error:
                 status(f"Error: {error}")
                 ctx.exit(2 if isinstance(error, WRONG_INPUT) else 1)
+            except OSError as error:
+                if error.errno == errno.EPIPE:  # who reads stdout has gone; click ends quietly
+                    raise
+                where = f"{error.filename}: " if error.filename else ""
+                status(f"Error: {where}{error.strerror or error}")
+                ctx.exit(1)
 
 
 def status(text: str) -> None:
     """A line for people, on stderr: stdout is for results."""
     click.echo(text, err=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse an output folder before the work rather than after it; nothing is left there.
+
+    Raises:
+        DataError: the folder, or the nearest one above it that exists, cannot be written.
+    """
+    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
+    try:
+        # Permissions, read-only mounts and the access lists of Windows are only known to who tries.
+        with tempfile.TemporaryDirectory(prefix=".metascatter-", dir=existing):
+            pass
+    except OSError as error:
+        raise DataError(f"cannot write {folder}: {error.strerror or error} ({existing}); choose a place you may write to") from None
 
 
 class Bars:

@@ -165,10 +165,10 @@ def reorder_lab(maps: np.ndarray) -> np.ndarray:
 
 
 def read_mat(path: Path, keys: Sequence[str], optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """Named numeric arrays of a MATLAB file (5 to 7.2), and those of ``optional`` that it has, of any kind.
+    """Named numeric arrays of a MATLAB file (5 to 7.3), and those of ``optional`` that it has, of any kind.
 
     Raises:
-        DataError: missing file or key, a damaged file, or MATLAB 7.3, which this version does not read.
+        DataError: missing file or key, a damaged file, or MATLAB 7.3 (HDF5) without h5py to read it.
     """
     from scipy.io import loadmat
 
@@ -177,7 +177,7 @@ def read_mat(path: Path, keys: Sequence[str], optional: Sequence[str] = ()) -> d
     try:
         content = loadmat(path)
     except NotImplementedError:
-        raise DataError(f"{path} is a MATLAB 7.3 file; save it with '-v7'") from None
+        content = _read_mat_hdf5(path, (*keys, *optional))
     except Exception as error:  # loadmat raises whatever the damaged bytes lead it to
         raise DataError(f"{path} cannot be read as a MATLAB file ({type(error).__name__}: {error}); write it again") from None
     for key in keys:
@@ -186,6 +186,26 @@ def read_mat(path: Path, keys: Sequence[str], optional: Sequence[str] = ()) -> d
         if not isinstance(content[key], np.ndarray) or content[key].dtype.kind not in "biuf":
             raise DataError(f"{path}: '{key}' is not a numeric array; write it as double")
     return {key: content[key] for key in (*keys, *optional) if key in content}
+
+
+def _read_mat_hdf5(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    """The named arrays of a MATLAB 7.3 file, which is HDF5 with the axes in reverse order and text as 16-bit numbers."""
+    try:
+        import h5py
+    except ImportError:
+        raise DataError(f"{path} is a MATLAB 7.3 file; install metascatter[lab] to read it, or save it with '-v7'") from None
+    content = {}
+    try:
+        with h5py.File(path, "r") as file:
+            for key in keys:
+                node = file.get(key)
+                if isinstance(node, h5py.Dataset):
+                    values = node[()].T
+                    is_text = node.attrs.get("MATLAB_class") == b"char"
+                    content[key] = np.array("".join(map(chr, values.ravel()))) if is_text else values
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise DataError(f"{path} cannot be read as a MATLAB 7.3 file ({error}); write it again") from None
+    return content
 
 
 def square_map(values: np.ndarray, name: str) -> np.ndarray:

@@ -70,10 +70,10 @@ def evaluate(
         there is no refinement yet); ``oracle``: ``best_of_k`` for the first k = 1, 8, 64 candidates, all solved, None where n < k;
         ``baselines``: ``random_best_of_64``, and ``nearest_training`` or None. Each of these is a summary: ``median``, ``q25``,
         ``q75``, ``under`` (shares under 0.02, 0.05, 0.10), ``solves`` (a target). ``by_height_nm``: five equal bands of the data's
-        heights with ``lo``, ``hi``, ``count`` and the median of each of these (None in an empty band). ``lab_scores``: of the
-        best-ranked patterns against the stored ones, ``plain`` and ``modulo_shift``, None where they differ in size.
-        Also ``distinct`` (mean share of candidates that differ by more than a cyclic shift), ``per_target``, ``geometry``, ``n``,
-        ``seed``, ``sampler`` (its settings) and ``seconds``.
+        heights with ``lo``, ``hi``, ``count``, the median of each of these and the ``lab_scores`` (None in an empty band).
+        ``lab_scores``: of all the best-ranked patterns against the stored ones, ``plain`` and ``modulo_shift``, None where
+        they differ in size. Also ``distinct`` (mean share of candidates that differ by more than a cyclic shift), ``per_target``,
+        ``geometry``, ``n``, ``seed``, ``sampler`` (its settings) and ``seconds``.
 
     Raises:
         DataError: a limit or n below 1, a training set of another geometry, a sampler that proposes something else than n patterns.
@@ -142,7 +142,7 @@ def evaluate(
             f"random_best_of_{RANDOM}": _summary(columns[f"random_best_of_{RANDOM}"], RANDOM),
             "nearest_training": _summary(columns.get("nearest_training", []), 0),
         },
-        "by_height_nm": _bands(data.h, data.h[:count], columns),
+        "by_height_nm": _bands(data.h, data.h[:count], columns, (np.stack(best), data.xx[:count]) if same_size else None),
         "lab_scores": lab_scores(np.stack(best), data.xx[:count]) if same_size else None,
         "distinct": distinct / count,
         "geometry": data.geometry.to_dict(),
@@ -178,10 +178,14 @@ def table(result: Mapping[str, Any]) -> str:
         "nearest_training": "training",
     }
     shown = [name for name in names if any(band[name] is not None for band in bands)]
-    lines += ["", "Medians by height", f"{'height, nm':18}{'targets':>8}" + "".join(f"{names[name]:>10}" for name in shown)]
+    pixels = result["lab_scores"] is not None
+    head = "".join(f"{names[name]:>10}" for name in shown) + f"{'unequal':>9}{'mod shift':>10}" * pixels
+    lines += ["", "Medians by height" + ", and unequal pixels" * pixels, f"{'height, nm':12}{'targets':>8}" + head]
     for band in bands:
         medians = "".join(f"{'-' if band[name] is None else format(band[name], '.3f'):>10}" for name in shown)
-        lines.append(f"{format(band['lo'], '.0f') + ' to ' + format(band['hi'], '.0f'):18}{band['count']:>8}{medians}")
+        lines.append(
+            f"{format(band['lo'], '.0f') + ' to ' + format(band['hi'], '.0f'):12}{band['count']:>8}{medians}{_pixels(band['lab_scores'])}"
+        )
     if result["lab_scores"] is not None:
         lines += [
             "",
@@ -200,6 +204,15 @@ def table(result: Mapping[str, Any]) -> str:
         f"Sampling took {seconds['sampling']:.0f} s, solving {seconds['solving']:.0f} s.",
     ]
     return "\n".join(lines)
+
+
+def _pixels(scores: Mapping[str, Any] | None) -> str:
+    """A band's mean unequal pixels, as they stand and modulo shift."""
+    return (
+        ""
+        if scores is None
+        else "".join(f"{scores[name]['unequal_pixels']:>{width}.1f}" for name, width in (("plain", 9), ("modulo_shift", 10)))
+    )
 
 
 def _picked(patterns: np.ndarray) -> np.ndarray:
@@ -221,8 +234,13 @@ def _summary(scores: Sequence[float], solves: float) -> dict[str, Any] | None:
     }
 
 
-def _bands(heights: np.ndarray, used: np.ndarray, columns: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
-    """Five equal bands from the lowest to the highest of all ``heights``, with medians over the ``used`` ones."""
+def _bands(
+    heights: np.ndarray, used: np.ndarray, columns: Mapping[str, Sequence[float]], pairs: tuple[np.ndarray, np.ndarray] | None
+) -> list[dict[str, Any]]:
+    """Five equal bands from the lowest to the highest of all ``heights``, with medians over the ``used`` ones.
+
+    ``pairs`` are the best-ranked and the stored patterns, for the lab's scores of each band; None leaves these out.
+    """
     edges = np.linspace(float(heights.min()), float(heights.max()), BANDS + 1)
     band = np.clip(np.searchsorted(edges, used, side="right") - 1, 0, BANDS - 1)
     rows = []
@@ -233,6 +251,7 @@ def _bands(heights: np.ndarray, used: np.ndarray, columns: Mapping[str, Sequence
             # The oracle may cover the first targets only.
             values = values[band[: len(values)] == k]
             row[name] = float(np.median(values)) if len(values) else None
+        row["lab_scores"] = None if pairs is None or not row["count"] else lab_scores(pairs[0][band == k], pairs[1][band == k])
         rows.append(row)
     return rows
 

@@ -82,7 +82,7 @@ class Sampler:
         """Run every network once, so that the first design does not pay for the engine's preparations."""
         count = 2 * self.bundle.condition.orders + 1
         nothing = np.zeros((1, count, count))
-        arrays = self._encode(self.bundle.condition.arrays(nothing, nothing, np.array([self.bundle.condition.height_range_nm[0]])))
+        arrays = self.encode(self.bundle.condition.arrays(nothing, nothing, np.array([self.bundle.condition.height_range_nm[0]])))
         self.networks["denoiser"](
             {
                 "sample": np.zeros((batch, *self.bundle.manifest["sample_shape"]), np.float32),
@@ -184,10 +184,14 @@ class Sampler:
         """The same samples as :meth:`sample`, batch by batch: any n in the memory of one batch."""
         if n < 1:
             raise TargetError(f"n is {n}; ask for at least one candidate")
+        if not 0 <= seed < 1 << 63:
+            raise TargetError(f"the seed is {seed}; it must be a whole number from 0 to 2^63 - 1")
         table = self.plan(steps, scheduler, eta)
         scale = float(self.bundle.manifest["sampling"]["guidance_scale"] if guidance_scale is None else guidance_scale)
-        arrays = self._encode(condition)
-        free = self._encode(self.bundle.condition.unconditional(condition)) if scale != 1 else None
+        if not np.isfinite(scale):
+            raise TargetError(f"guidance_scale is {scale}; it must be a finite number, 1 is no guidance")
+        arrays = self.encode(condition)
+        free = self.encode(self.bundle.condition.unconditional(condition)) if scale != 1 else None
         total = table.num_steps * -(-n // BATCH)
         for batch, first in enumerate(range(0, n, BATCH)):
             candidates = range(first, min(first + BATCH, n))
@@ -263,7 +267,7 @@ class Sampler:
         best = np.argsort(scores, kind="stable")[:top]
         return [Design(patterns[kept[i]], target.height_nm, R[i], T[i], float(scores[i]), True, seed, int(kept[i]), geometry) for i in best]
 
-    def _encode(self, condition: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def encode(self, condition: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What the denoiser sees of a condition: the encoder runs once per target."""
         encoder = self.networks.get("encoder")
         return dict(condition) if encoder is None else encoder(condition)

@@ -4,7 +4,7 @@
 ``mask_R`` and ``mask_T`` (True or 1 where an order is asked for), ``geometry`` (the JSON text of ``Geometry``) and ``convention``
 ("lab" or "metascatter"). A leading axis of length 1 is fine, so one sample of a data set is a target. Other keys are ignored.
 
-``.mat`` (MATLAB 5 to 7.2), for the lab: ``Rm`` and ``Tm`` with (2M+1)^2 values, square or in one row or column, and ``h`` in nm.
+``.mat`` (MATLAB 5 to 7.3), for the lab: ``Rm`` and ``Tm`` with (2M+1)^2 values, square or in one row or column, and ``h`` in nm.
 They are in the lab's index convention unless an optional key ``convention`` says "metascatter".
 
 ``.json``, for people, naming only the orders wanted::

@@ -18,8 +18,8 @@ def loss_curve(metrics: Path, out: Path) -> None:
     epochs = [row["epoch"] for row in rows]
     axes.plot(epochs, [row["loss"] for row in rows], label="training (mean of the epoch)")
     axes.plot(epochs, [row["validation_loss"] for row in rows], label="validation (EMA weights)")
-    axes.set(xlabel="epoch", ylabel="loss", yscale="log", title="Training loss")
-    axes.grid(True, which="both", alpha=0.3)
+    axes.set(xlabel="epoch", ylabel="loss", title="Training loss")
+    axes.grid(True, alpha=0.3)
     axes.legend(frameon=False)
     with atomic_file(out) as temporary:
         figure.savefig(temporary, dpi=120)

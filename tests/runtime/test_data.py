@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from scipy.io import savemat
@@ -206,9 +208,39 @@ class TestMat:
         with pytest.raises(DataError, match="differ in size"):
             load(tmp_path)
 
-    def test_matlab_73_and_garbage(self, tmp_path: Path) -> None:
+    def test_matlab_73(self, tmp_path: Path) -> None:
+        """As MATLAB writes it: HDF5 behind a 512-byte header, axes reversed, text as 16-bit numbers."""
+        data, path = samples(), tmp_path / "a_1.mat"
+        with h5py.File(path, "w", userblock_size=512) as file:
+            for key, values in (
+                ("xx", data.xx[0]),
+                ("Rm", reorder_lab(data.Rm[0])),
+                ("Tm", reorder_lab(data.Tm[0])),
+                ("h", data.h[:1, None]),
+            ):
+                file[key] = np.asarray(values, np.float64).T
+            file["convention"] = np.array([[ord(letter)] for letter in "lab"], np.uint16)
+            file["convention"].attrs["MATLAB_class"] = np.bytes_("char")
+        with path.open("r+b") as raw:
+            raw.write(b"MATLAB 7.3 MAT-file".ljust(124, b" ") + b"\x00\x02IM")
+        found = load(tmp_path)
+        for key in ("xx", "h", "Rm", "Tm"):
+            assert np.array_equal(getattr(found, key)[0], getattr(data, key)[0]), key
+        assert read_mat(path, ("h",), optional=("convention",))["convention"].item() == "lab"
+        with pytest.raises(DataError, match=r"a_1\.mat lacks the key 'absent'"):
+            read_mat(path, ("absent",))
+
+    def test_matlab_73_without_h5py(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "h5py", None)
+        (tmp_path / "new.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(124, b" ") + b"\x00\x02IM")
+        with pytest.raises(
+            DataError, match=r"new\.mat is a MATLAB 7\.3 file; install metascatter\[lab\] to read it, or save it with '-v7'"
+        ):
+            read_mat(tmp_path / "new.mat", ("xx",))
+
+    def test_garbage(self, tmp_path: Path) -> None:
         (tmp_path / "new.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(124, b" ") + b"\x00\x02IM" + b"\x89HDF\r\n\x1a\n" * 50)
-        with pytest.raises(DataError, match=r"new\.mat is a MATLAB 7\.3 file; save it with '-v7'"):
+        with pytest.raises(DataError, match=r"new\.mat cannot be read as a MATLAB 7\.3 file"):
             read_mat(tmp_path / "new.mat", ("xx",))
         (tmp_path / "bad.mat").write_bytes(b"MATLAB 5.0 MAT-file".ljust(124, b" ") + b"\x00\x01IM" + b"\xff" * 50)
         with pytest.raises(DataError, match=r"bad\.mat cannot be read as a MATLAB file"):

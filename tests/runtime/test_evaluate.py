@@ -271,7 +271,11 @@ def test_summary_and_bands_by_hand():
     summary = _summary([0.01, 0.03, 0.07, 0.2, 0.05], 4)
     assert summary == {"median": 0.05, "q25": 0.03, "q75": 0.07, "under": {"0.02": 0.2, "0.05": 0.4, "0.10": 0.8}, "solves": 4}
     heights = np.array([50, 100, 200, 380, 490, 600], np.float32)
-    bands = _bands(heights, heights[:5], {"ranked": [0.1, 0.2, 0.3, 0.4, 0.5]})
+    patterns = np.zeros((5, 2, 2), np.uint8)
+    stored = patterns.copy()
+    stored[3, 0, 0] = 1  # one pixel of four unequal, at 380 nm
+    bands = _bands(heights, heights[:5], {"ranked": [0.1, 0.2, 0.3, 0.4, 0.5]}, (patterns, stored))
+    assert [b["lab_scores"] and b["lab_scores"]["plain"]["unequal_pixels"] for b in bands] == [0, 0, None, 1, 0]
     assert [(b["lo"], b["hi"], b["count"], b["ranked"]) for b in bands] == [
         (50, 160, 2, pytest.approx(0.15)),
         (160, 270, 1, 0.3),
@@ -279,6 +283,6 @@ def test_summary_and_bands_by_hand():
         (380, 490, 1, 0.4),
         (490, 600, 1, 0.5),
     ]
-    assert _bands(heights, heights, {"ranked": [0.0] * 6})[4]["count"] == 2, "the highest belongs to the last band"
-    one = _bands(np.full(3, 200.0), np.full(3, 200.0), {"ranked": [0.1, 0.2, 0.3]})
+    assert _bands(heights, heights, {"ranked": [0.0] * 6}, None)[4]["count"] == 2, "the highest belongs to the last band"
+    one = _bands(np.full(3, 200.0), np.full(3, 200.0), {"ranked": [0.1, 0.2, 0.3]}, None)
     assert sum(b["count"] for b in one) == 3
