@@ -6,7 +6,7 @@ PIP = $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints
 .PHONY: demo test install-dev clean
 
 demo: .venv/.runtime
-	$(BIN)/python cli.py infer examples/targets/deflector.json --out demo
+	$(BIN)/python cli.py infer examples/targets/splitter.json --out demo
 
 test: install-dev
 	$(BIN)/ruff check .

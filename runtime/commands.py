@@ -158,8 +158,7 @@ def infer(
             if not as_json:
                 click.echo(report.table(designs, target))
                 click.echo(f"{n} candidates in {seconds:.1f} s on {sampler.device}")
-                for path in saved.paths:
-                    click.echo(f"  {path}")
+                click.echo(report.files(saved.paths))
     if as_json:
         click.echo(json.dumps(results if len(results) > 1 else results[0], indent=2))
 

@@ -53,8 +53,8 @@ def examine(bundle: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     try:
         opened = Bundle.open(bundle)
         recipe = opened.manifest.get("recipe")
-        name = recipe.get("name") if isinstance(recipe, dict) else None
-        report["bundle"] = {"path": str(opened.path), "recipe": name, **self_test(opened)}
+        title = recipe.get("name") if isinstance(recipe, dict) else None
+        report["bundle"] = {"path": str(opened.path), "recipe": title, **self_test(opened)}
     except MetascatterError as error:
         report["bundle"] = {"path": None if bundle is None else str(bundle), "ok": False, "problem": str(error)}
     report["devices"] = [_device(backend, device, opened) for backend in backends.BACKENDS for device in ("cpu", "cuda")]

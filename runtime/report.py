@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 STRONGEST = 8  # wanted orders listed per design in JSON
 _COLUMNS = 6  # and in the table
+_KINDS = {".png": "picture", ".gds": "GDSII", ".mat": "MATLAB", ".npz": "NumPy", ".json": "JSON"}
 
 
 def to_dict(design: Design, target: Target, rank: int) -> dict[str, Any]:
@@ -60,6 +62,12 @@ def table(designs: Sequence[Design], target: Target) -> str:
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]]
     return "\n".join([f"{target.name}: pillars {target.height_nm:g} nm high, {orders}", *lines])
+
+
+def files(paths: Sequence[Path]) -> str:
+    """Where the files of a design lie, a line each, what people open first on top."""
+    lines = {path.suffix: f"  {_KINDS[path.suffix]:<8}{path}" for path in paths}
+    return "\n".join(lines[suffix] for suffix in sorted(lines, key=list(_KINDS).index))
 
 
 def _share(maps: np.ndarray | None, m: int, n: int) -> str:
