@@ -151,7 +151,7 @@ def _evaluation(path: Path) -> Any:
         results = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}); name a file that 'cli.py evaluate --json' wrote") from None
-    for key in ("targets", "n", "seed", "ranked", "oracle", "baselines"):
+    for key in ("targets", "n", "seed", "ranked", "oracle", "baselines", "by_height_nm", "per_target"):
         if not isinstance(results, dict) or key not in results:
             raise DataError(f"{path} lacks the field '{key}'; name a file that 'cli.py evaluate --json' wrote")
     return results

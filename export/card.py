@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from runtime.evaluate import wins
+
 from . import parity
 
 
@@ -57,7 +59,7 @@ def _training(manifest: Mapping[str, Any]) -> list[str]:
         f"- Data `{training['data']}`: {training['training_samples']:,} samples, "
         f"{training['validation_samples']:,} more set aside for validation.",
         f"- {training['steps']:,} steps of {recipe['batch_size']} samples{long} "
-        f"on {machine['device']} ({machine['threads']} threads, {recipe['precision']}).",
+        f"on {machine['device']} ({machine['threads']} thread{'s' * (machine['threads'] != 1)}, {recipe['precision']}).",
         f"- Final loss {training['loss']:.4f}, on the validation part {training['validation_loss']:.4f} "
         f"({recipe['loss']}, {recipe['scheduler']['prediction_type']}; the training loss includes masked and dropped conditions)."
         if measured
@@ -86,6 +88,19 @@ def _results(metrics: Mapping[str, Any] | None) -> list[str]:
             quartiles, under = f"{part['q25']:.3f} to {part['q75']:.3f}", part["under"]
             shares = f"{under['0.05']:.0%} | {under['0.10']:.0%}"
             lines.append(f"| {name.replace('_', ' ')} | {part['median']:.3f} | {quartiles} | {shares} | {part['solves']} |")
+    beaten = [name for name, part in metrics["baselines"].items() if part is not None]
+    shown = ["ranked", *beaten]
+    lines += [
+        "",
+        *(f"Ranked beats {name.replace('_', ' ')} on {wins(metrics, name)} of {metrics['targets']} targets.  " for name in beaten),
+        "Medians by height:",
+        "",
+        "| height, nm | targets | " + " | ".join(name.replace("_", " ") for name in shown) + " |",
+        "| --- | --- |" + " --- |" * len(shown),
+    ]
+    for band in metrics["by_height_nm"]:
+        medians = " | ".join("-" if band[name] is None else f"{band[name]:.3f}" for name in shown)
+        lines.append(f"| {band['lo']:.0f} to {band['hi']:.0f} | {band['count']} | {medians} |")
     return lines
 
 

@@ -28,6 +28,7 @@ UNDER = (0.02, 0.05, 0.10)  # misrouted powers of interest
 ORACLES = (1, 8, 64)
 RANDOM = 64
 BANDS = 5
+_BASELINES = ((f"random_best_of_{RANDOM}", f"best of {RANDOM} random patterns"), ("nearest_training", "nearest training sample"))
 
 
 def evaluate(
@@ -173,7 +174,7 @@ def table(result: Mapping[str, Any]) -> str:
     bands = result["by_height_nm"]
     names = {
         "ranked": "ranked",
-        **{f"best_of_{k}": f"best of {k}" for k in ORACLES},
+        **{f"best_of_{k}": f"first {k}" for k in ORACLES},
         f"random_best_of_{RANDOM}": "random",
         "nearest_training": "training",
     }
@@ -200,10 +201,21 @@ def table(result: Mapping[str, Any]) -> str:
     seconds = result["seconds"]
     lines += [
         "",
+        *(
+            f"Ranked beats the {label} on {wins(result, name)} of {result['targets']} targets."
+            for name, label in _BASELINES
+            if name in result["per_target"]
+        ),
         f"{100 * result['distinct']:.0f} % of a target's candidates differ by more than a cyclic shift. "
         f"Sampling took {seconds['sampling']:.0f} s, solving {seconds['solving']:.0f} s.",
     ]
     return "\n".join(lines)
+
+
+def wins(result: Mapping[str, Any], baseline: str) -> int:
+    """On how many targets the ranked design is better than a baseline: ``random_best_of_64`` or ``nearest_training``."""
+    scores = result["per_target"]
+    return sum(ours < theirs for ours, theirs in zip(scores["ranked"], scores.get(baseline, []), strict=False))
 
 
 def _pixels(scores: Mapping[str, Any] | None) -> str:
