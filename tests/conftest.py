@@ -45,6 +45,8 @@ def small_recipe():
         warmup_steps=2,
         precision="fp32",
         validation_fraction=0.2,
+        sampling_scheduler="ddim",
+        sampling_steps=32,
         network_arguments={
             "size": SIZE,
             "orders": ORDERS,
