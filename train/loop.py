@@ -50,6 +50,26 @@ class Run:
     validation: np.ndarray
 
 
+def fitted(recipe: Recipe, data: DataSet) -> Recipe:
+    """The recipe with its network made for the data's patterns (n x n) and order maps (2M+1 x 2M+1).
+
+    Raises:
+        DataError: the recipe states another size, or its canvas is too small.
+    """
+    n, side = data.xx.shape[-1], data.Rm.shape[-1]
+    if recipe.layout == "planes":
+        if max(n, side) > recipe.canvas:
+            raise DataError(
+                f"patterns of {n} x {n} with order maps of {side} x {side} do not fit the canvas of {recipe.canvas}; raise 'canvas'"
+            )
+        return recipe
+    for name, value in (("size", n), ("orders", side // 2)):
+        stated = recipe.network_arguments.get(name, value)
+        if stated != value:
+            raise DataError(f"the recipe's network has {name} {stated} and the data have {value}; leave '{name}' out of network_arguments")
+    return dataclasses.replace(recipe, network_arguments={**recipe.network_arguments, "size": n, "orders": side // 2})
+
+
 def open_run(path: Path, recipe: Recipe, source: Path, data: DataSet, resume: bool) -> Run:
     """Prepare a new run folder, or take up an old one whose recipe and data must be the same.
 
@@ -116,7 +136,9 @@ def train(
     Raises:
         DataError: unusable data, or an ``out`` that holds another run.
     """
-    run = open_run(out, recipe, Path(data), load(data, convention), resume)
+    samples = load(data, convention)
+    recipe = fitted(recipe, samples)
+    run = open_run(out, recipe, Path(data), samples, resume)
     accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(recipe.precision, recipe.precision))
     torch.manual_seed(recipe.seed)
     batches = Batches(run.data.take(run.training), run.condition, recipe)

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from runtime.data import load
 from runtime.errors import DataError
 from train import checkpoint
-from train.loop import learning_rate, train
+from train.loop import fitted, learning_rate, train
 from train.recipes import RECIPES
 
 
@@ -70,6 +71,16 @@ def test_a_run_folder_is_not_overwritten_or_mixed(small_data, small_recipe, smal
         train(small_data, small_run, small_recipe, progress=False)
     with pytest.raises(DataError, match="another 'lr'"):
         train(small_data, small_run, dataclasses.replace(small_recipe, lr=5e-4), progress=False, resume=True)
+
+
+def test_the_network_fits_the_data(small_data, small_recipe, tmp_path):
+    data = load(small_data)
+    arguments = {key: value for key, value in small_recipe.network_arguments.items() if key not in ("size", "orders")}
+    assert fitted(dataclasses.replace(small_recipe, network_arguments=arguments), data) == small_recipe
+    with pytest.raises(DataError, match="size 10 and the data have 5"):
+        fitted(dataclasses.replace(small_recipe, network_arguments={**arguments, "size": 10}), data)
+    with pytest.raises(DataError, match="do not fit the canvas of 6"):
+        fitted(dataclasses.replace(RECIPES["lab2023"], canvas=6), data)
 
 
 def test_only_the_last_checkpoints_are_kept(small_data, small_recipe, tmp_path):
