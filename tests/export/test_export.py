@@ -1,11 +1,10 @@
-"""A run folder becomes a bundle: the same bytes every time, equal to PyTorch, whole or not at all, and nothing about this machine."""
+"""A run folder becomes a bundle: the same bytes every time, equal to PyTorch, and nothing about this machine."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,6 @@ import onnx
 import pytest
 import torch
 
-import export.bundle as room
-from export import parity
 from export.bundle import export
 from runtime.bundle import Bundle, digest
 from runtime.data import load as load_data
@@ -32,69 +29,55 @@ from train.recipes import RECIPES, Recipe
 ROOT = Path(__file__).parents[2]
 
 
-def manifest(bundle: Path) -> dict[str, Any]:
-    return json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 @pytest.fixture
-def quick(small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests that do not look at the graphs: those of the small bundle, which take seconds to make."""
-    graphs = {"output": "denoiser.onnx", "context": "encoder.onnx"}
-    monkeypatch.setattr(room, "to_onnx", lambda part: (small_bundle / graphs[part.outputs[0]]).read_bytes())
-
-
-@pytest.fixture
-def run(small_run: Path, tmp_path: Path) -> Path:
-    """A copy of the run that a test may spoil."""
-    return Path(shutil.copytree(small_run, tmp_path / "run"))
-
-
-def assert_fit_to_ship(bundle: Path, graphs: set[str]) -> None:
+def assert_fit_to_ship(
+    manifest: Callable[[Path], dict[str, Any]], contents: Callable[[Path], dict[str, bytes]]
+) -> Callable[[Path, set[str]], None]:
     """What holds for every bundle."""
-    found = manifest(bundle)
-    assert found["digest"] == digest(found)
-    assert set(found["files"]) == {p.name for p in bundle.iterdir()} - {"manifest.json"}
-    assert {name for name in found["files"] if name.endswith(".onnx")} == graphs
-    opened = Bundle.open(bundle)
-    secrets = {str(ROOT), os.getcwd(), str(Path.home()), os.path.expanduser("~/"), "/tmp/", "site-packages", ".venv"}
-    for name, content in contents(bundle).items():
-        if name != "manifest.json":
-            assert opened.read(name) == content
-            assert found["files"][name]["bytes"] == len(content)
-        for secret in secrets - {"/"}:
-            assert secret.encode() not in content, f"{name} names {secret}"
-    for name in graphs:
-        model = onnx.load_from_string((bundle / name).read_bytes())
-        described = found["networks"][name.removesuffix(".onnx")]
-        for kind, values in (("inputs", model.graph.input), ("outputs", model.graph.output)):
-            assert [value.name for value in values] == list(described[kind]), f"{name}: {kind}"
-            for value in values:
-                first, *rest = value.type.tensor_type.shape.dim
-                assert first.dim_param, f"{name}: {value.name} has a fixed batch"
-                assert [side.dim_value for side in rest] == described[kind][value.name]["shape"][1:], f"{name}: {value.name}"
-        for tensor in model.graph.initializer:
-            assert tensor.data_location != onnx.TensorProto.EXTERNAL, f"{name}: {tensor.name} lies outside the file"
-            assert not tensor.external_data
-        assert not any(node.metadata_props or node.doc_string for node in model.graph.node), f"{name} carries the exporter's notes"
-    rows = json.loads((bundle / "parity.json").read_text())
-    assert rows["bound_fp32"] == 1e-4
-    assert {f"{name}.onnx" for name in rows["networks"]} == graphs
-    for name, precisions in rows["networks"].items():
-        batches = precisions["fp32"]["onnxruntime cpu"]
-        assert set(batches) == {"1", "7", "64"}, name
-        for batch, outputs in batches.items():
-            assert set(outputs) == set(found["networks"][name]["outputs"])
-            for output, row in outputs.items():
-                assert row["finite"] is True
-                assert 0 <= row["mean_abs"] <= row["max_abs"] <= 1e-4, f"{name}.{output} at batch {batch}"
-    result = self_test(opened, device="cpu")
-    assert result["ok"], result
-    assert set(found["versions"]) == {"metascatter", "torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "numpy"}
-    assert found["window"] == [(found["sample_shape"][1] - found["pattern_size"]) // 2] * 2
+
+    def assert_fit_to_ship(bundle: Path, graphs: set[str]) -> None:
+        found = manifest(bundle)
+        assert found["digest"] == digest(found)
+        assert set(found["files"]) == {p.name for p in bundle.iterdir()} - {"manifest.json"}
+        assert {name for name in found["files"] if name.endswith(".onnx")} == graphs
+        opened = Bundle.open(bundle)
+        secrets = {str(ROOT), os.getcwd(), str(Path.home()), os.path.expanduser("~/"), "/tmp/", "site-packages", ".venv"}
+        for name, content in contents(bundle).items():
+            if name != "manifest.json":
+                assert opened.read(name) == content
+                assert found["files"][name]["bytes"] == len(content)
+            for secret in secrets - {"/"}:
+                assert secret.encode() not in content, f"{name} names {secret}"
+        for name in graphs:
+            model = onnx.load_from_string((bundle / name).read_bytes())
+            described = found["networks"][name.removesuffix(".onnx")]
+            for kind, values in (("inputs", model.graph.input), ("outputs", model.graph.output)):
+                assert [value.name for value in values] == list(described[kind]), f"{name}: {kind}"
+                for value in values:
+                    first, *rest = value.type.tensor_type.shape.dim
+                    assert first.dim_param, f"{name}: {value.name} has a fixed batch"
+                    assert [side.dim_value for side in rest] == described[kind][value.name]["shape"][1:], f"{name}: {value.name}"
+            for tensor in model.graph.initializer:
+                assert tensor.data_location != onnx.TensorProto.EXTERNAL, f"{name}: {tensor.name} lies outside the file"
+                assert not tensor.external_data
+            assert not any(node.metadata_props or node.doc_string for node in model.graph.node), f"{name} carries the exporter's notes"
+        rows = json.loads((bundle / "parity.json").read_text())
+        assert rows["bound_fp32"] == 1e-4
+        assert {f"{name}.onnx" for name in rows["networks"]} == graphs
+        for name, precisions in rows["networks"].items():
+            batches = precisions["fp32"]["onnxruntime cpu"]
+            assert set(batches) == {"1", "7", "64"}, name
+            for batch, outputs in batches.items():
+                assert set(outputs) == set(found["networks"][name]["outputs"])
+                for output, row in outputs.items():
+                    assert row["finite"] is True
+                    assert 0 <= row["mean_abs"] <= row["max_abs"] <= 1e-4, f"{name}.{output} at batch {batch}"
+        result = self_test(opened, device="cpu")
+        assert result["ok"], result
+        assert set(found["versions"]) == {"metascatter", "torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "numpy"}
+        assert found["window"] == [(found["sample_shape"][1] - found["pattern_size"]) // 2] * 2
+
+    return assert_fit_to_ship
 
 
 def assert_a_gpu_runs_it_whole(model: onnx.ModelProto, name: str) -> None:
@@ -109,13 +92,15 @@ def assert_a_gpu_runs_it_whole(model: onnx.ModelProto, name: str) -> None:
                 assert (node.op_type, place) in {("Reshape", 1), ("Expand", 1)}, f"{name}: {node.op_type} computes with a shape"
 
 
-def test_the_small_bundle_is_fit_to_ship(small_bundle: Path) -> None:
+def test_the_small_bundle_is_fit_to_ship(small_bundle: Path, assert_fit_to_ship: Callable[[Path, set[str]], None]) -> None:
     assert_fit_to_ship(small_bundle, {"denoiser.onnx", "encoder.onnx"})
     for name in ("denoiser.onnx", "encoder.onnx"):
         assert_a_gpu_runs_it_whole(onnx.load_from_string((small_bundle / name).read_bytes()), name)
 
 
-def test_the_same_run_gives_the_same_bytes(small_run: Path, small_bundle: Path, tmp_path: Path) -> None:
+def test_the_same_run_gives_the_same_bytes(
+    small_run: Path, small_bundle: Path, tmp_path: Path, contents: Callable[[Path], dict[str, bytes]]
+) -> None:
     """In a folder of another name, and started from another folder."""
     said: list[str] = []
     again = export(small_run, tmp_path / "deeper" / "again", say=said.append)
@@ -147,7 +132,9 @@ def test_the_graphs_are_pytorchs_network_with_averaged_weights(small_run: Path, 
     assert any(not torch.equal(averaged[key], last[key]) for key in last), "the two sets of weights differ"
 
 
-def test_the_manifest_says_where_it_comes_from(small_run: Path, small_bundle: Path, small_recipe: Recipe) -> None:
+def test_the_manifest_says_where_it_comes_from(
+    small_run: Path, small_bundle: Path, small_recipe: Recipe, manifest: Callable[[Path], dict[str, Any]]
+) -> None:
     found = manifest(small_bundle)
     state = json.loads((checkpoint.latest(small_run) / "state.json").read_text())
     rows = [json.loads(line) for line in (small_run / "metrics.jsonl").read_text().splitlines()]
@@ -163,7 +150,7 @@ def test_the_manifest_says_where_it_comes_from(small_run: Path, small_bundle: Pa
         assert text in card, f"the model card lacks '{text}'"
 
 
-def test_golden_samples_are_pytorchs(small_bundle: Path) -> None:
+def test_golden_samples_are_pytorchs(small_bundle: Path, manifest: Callable[[Path], dict[str, Any]]) -> None:
     golden = Bundle.open(small_bundle).arrays("golden.npz")
     for name, part in manifest(small_bundle)["networks"].items():
         for kind, values in (("in", part["inputs"]), ("out", part["outputs"])):
@@ -174,103 +161,8 @@ def test_golden_samples_are_pytorchs(small_bundle: Path) -> None:
                 assert np.isfinite(value).all()
 
 
-class Killed(BaseException):
-    """As unstoppable as Ctrl-C."""
-
-
-def fail_at(count: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """Writing files fails at the ``count``-th; returns how often it was tried."""
-    calls = [0]
-    real = Path.write_bytes
-
-    def write_bytes(self: Path, data: Any) -> int:
-        calls[0] += 1
-        if calls[0] == count:
-            real(self, bytes(data)[: len(data) // 2])
-            raise Killed
-        return real(self, data)
-
-    monkeypatch.setattr(Path, "write_bytes", write_bytes)
-    return lambda: calls[0]
-
-
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("count", [1, 4, 7])
-def test_a_killed_export_leaves_what_stood_there(
-    count: int, small_run: Path, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    old = Path(shutil.copytree(small_bundle, tmp_path / "bundle"))
-    before = contents(old)
-    with monkeypatch.context() as patch:
-        tried = fail_at(count, patch)
-        with pytest.raises(Killed):
-            export(small_run, old, sampling={"steps": 5})
-        assert tried() == count
-    assert contents(old) == before
-    assert [path.name for path in tmp_path.iterdir()] == ["bundle"], "nothing half-written stays beside it"
-    export(small_run, old, sampling={"steps": 5})
-    assert manifest(old)["sampling"]["steps"] == 5
-
-
-@pytest.mark.usefixtures("quick")
-def test_a_killed_first_export_leaves_nothing(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fail_at(3, monkeypatch)
-    with pytest.raises(Killed):
-        export(small_run, tmp_path / "bundle")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.usefixtures("quick")
-def test_graphs_that_differ_from_pytorch_are_not_shipped(run: Path, small_bundle: Path, tmp_path: Path) -> None:
-    """The old graphs with other weights: what an exporter's mistake would look like."""
-    from safetensors.torch import load_file, save_file
-
-    path = checkpoint.latest(run) / "ema.safetensors"
-    save_file({key: value + 0.01 for key, value in load_file(path).items()}, path)
-    with pytest.raises(BundleError, match=r"encoder\.onnx differs from PyTorch by .*more than 1e-04; no bundle was written"):
-        export(run, tmp_path / "bundle")
-    assert not (tmp_path / "bundle").exists()
-
-
-def test_parity_counts_nonsense_as_infinitely_wrong() -> None:
-    good = {"max_abs": 1e-6, "mean_abs": 1e-7, "finite": True}
-    assert parity.worst({"1": {"a": good}, "7": {"a": {**good, "max_abs": 2e-6}}}) == 2e-6
-    assert parity.worst({"1": {"a": good, "b": {"max_abs": float("nan"), "mean_abs": 0.0, "finite": False}}}) == float("inf")
-
-
-@pytest.mark.usefixtures("quick")
-def test_a_folder_that_is_no_bundle_is_not_replaced(small_run: Path, tmp_path: Path) -> None:
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
-    with pytest.raises(DataError, match="thesis holds something else than a bundle"):
-        export(small_run, tmp_path / "thesis")
-    assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
-    (tmp_path / "empty").mkdir()
-    export(small_run, tmp_path / "empty")
-    assert (tmp_path / "empty" / "manifest.json").is_file()
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(DataError, match=r"cannot write .*file"):
-        export(small_run, tmp_path / "file")
-
-
-@pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize(
-    ("sampling", "words"),
-    [
-        ({"scheduler": "euler"}, "unknown scheduler 'euler'"),
-        ({"steps": 1001}, "num_steps is 1001"),
-        ({"eta": 0.5, "scheduler": "ddpm"}, "only the scheduler ddim has an eta"),
-        ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
-    ],
-)
-def test_settings_that_cannot_be_sampled_with_are_refused(sampling: dict[str, Any], words: str, small_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=words):
-        export(small_run, tmp_path / "bundle", sampling=sampling)
-    assert not (tmp_path / "bundle").exists()
-
-
-@pytest.mark.usefixtures("quick")
-def test_evaluation_stands_in_manifest_and_card(small_run: Path, tmp_path: Path) -> None:
+def test_evaluation_stands_in_manifest_and_card(small_run: Path, tmp_path: Path, manifest: Callable[[Path], dict[str, Any]]) -> None:
     part = {"median": 0.123, "q25": 0.1, "q75": 0.2, "under": {"0.02": 0.0, "0.05": 0.25, "0.10": 0.5}, "solves": 64}
     results = {
         "targets": 8,
@@ -297,41 +189,10 @@ def test_evaluation_stands_in_manifest_and_card(small_run: Path, tmp_path: Path)
             export(small_run, tmp_path / "other", evaluation=path)
 
 
-@pytest.mark.usefixtures("quick")
-def test_runs_that_a_kill_left_export_too(run: Path, tmp_path: Path) -> None:
-    """Metrics cut in the middle of a line, of steps after the checkpoint, or none yet."""
-    rows = (run / "metrics.jsonl").read_text().splitlines()
-    later = {**json.loads(rows[-1]), "step": 10**6, "validation_loss": 99.0}
-    (run / "metrics.jsonl").write_text("\n".join([*rows, json.dumps(later), '{"step": 10']))
-    assert manifest(export(run, tmp_path / "a"))["training"]["validation_loss"] == json.loads(rows[-1])["validation_loss"]
-    (run / "metrics.jsonl").unlink()
-    bundle = export(run, tmp_path / "b")
-    assert manifest(bundle)["training"]["epochs"] is None
-    assert "ended within its first epoch" in (bundle / "README.md").read_text()
-
-
-@pytest.mark.usefixtures("quick")
-def test_a_run_on_fewer_samples_than_a_parity_batch(run: Path, tmp_path: Path) -> None:
-    data = load_data(run / "calibration.npz")
-    write_npz(run / "calibration.npz", **data.take(slice(0, 1)).arrays())
-    rows = json.loads((export(run, tmp_path / "bundle") / "parity.json").read_text())
-    assert set(rows["networks"]["denoiser"]["fp32"]["onnxruntime cpu"]) == {"1", "7", "64"}
-
-
-def test_what_is_no_run_is_said(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere.*does not exist; name the folder that 'cli\.py train --out' wrote"):
-        export(tmp_path / "nowhere", tmp_path / "bundle")
-    shutil.rmtree(run / "checkpoints")
-    with pytest.raises(DataError, match="holds no checkpoint"):
-        export(run, tmp_path / "bundle")
-    (run / "recipe.json").write_text("{")
-    with pytest.raises(DataError, match=r"recipe\.json cannot be read"):
-        export(run, tmp_path / "bundle")
-    assert not (tmp_path / "bundle").exists()
-
-
 @pytest.mark.slow
-def test_lab2023_exports_and_samples(small_data: Path, tmp_path: Path) -> None:
+def test_lab2023_exports_and_samples(
+    small_data: Path, tmp_path: Path, manifest: Callable[[Path], dict[str, Any]], assert_fit_to_ship: Callable[[Path, set[str]], None]
+) -> None:
     """The seed's network, architecture unchanged, from training to samples; it has no mask and says so."""
     data = load_data(small_data)
     recipe = dataclasses.replace(RECIPES["lab2023"], epochs=1, validation_fraction=0.2)

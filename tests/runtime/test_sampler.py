@@ -1,10 +1,7 @@
-"""The loop: a candidate depends on its seed and number alone, and what comes out is solved, scored and sorted."""
+"""The loop: a candidate depends on its seed and number alone, and scheduler, guidance and condition do to it what they should."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,45 +9,9 @@ import numpy as np
 import pytest
 
 from runtime import sampler as room
-from runtime.data import DataSet
-from runtime.data import load as load_data
 from runtime.errors import BackendError, BundleError, Cancelled, TargetError
-from runtime.geometry import Geometry
-from runtime.physics.rcwa import Solver
-from runtime.physics.verify import verify
 from runtime.sampler import Sampler, load
-from runtime.score import misrouted_power
-from runtime.search import canonical
 from runtime.target import Target
-
-QUICK: dict[str, Any] = {"steps": 4}
-
-
-@pytest.fixture(scope="module")
-def sampler(small_bundle: Path) -> Iterator[Sampler]:
-    with load(small_bundle, device="cpu", threads=1) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def data(small_data: Path) -> DataSet:
-    return load_data(small_data)
-
-
-def nth_target(data: DataSet, i: int, **more: Any) -> Target:
-    """Target of the i-th sample whose height lies well within the training range."""
-    k = int(np.flatnonzero((data.h > 150) & (data.h < 350))[i])
-    return Target.from_arrays(data.Rm[k], data.Tm[k], float(data.h[k]), name=f"sample {k}", **more)
-
-
-@pytest.fixture(scope="module")
-def target(data: DataSet) -> Target:
-    return nth_target(data, 0, geometry=data.geometry)
-
-
-@pytest.fixture(scope="module")
-def condition(sampler: Sampler, target: Target) -> dict[str, np.ndarray]:
-    return sampler.condition(target)
 
 
 @pytest.fixture
@@ -87,22 +48,28 @@ def test_same_seed_same_samples_bit_for_bit(sampler: Sampler, small_bundle: Path
 @pytest.mark.parametrize("scheduler", ["ddpm", "ddim", "dpmsolver++"])
 @pytest.mark.parametrize("batch", [1, 7, 64])
 def test_a_candidate_does_not_depend_on_its_batch(
-    scheduler: str, batch: int, sampler: Sampler, condition: dict[str, np.ndarray], counted: list[int], monkeypatch: pytest.MonkeyPatch
+    scheduler: str,
+    batch: int,
+    sampler: Sampler,
+    condition: dict[str, np.ndarray],
+    counted: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    quick: dict[str, Any],
 ) -> None:
     """Not on how many share its batch, nor on how many there are in all; its fresh noise neither."""
     monkeypatch.setattr(room, "BATCH", 70)
-    whole = sampler.sample(condition, 70, scheduler=scheduler, **QUICK)
+    whole = sampler.sample(condition, 70, scheduler=scheduler, **quick)
     assert set(counted) == {70}
     monkeypatch.setattr(room, "BATCH", batch)
     counted.clear()
-    assert_close(sampler.sample(condition, 70, scheduler=scheduler, **QUICK), whole, f"batches of {batch}")
+    assert_close(sampler.sample(condition, 70, scheduler=scheduler, **quick), whole, f"batches of {batch}")
     assert max(counted) == batch
-    assert_close(sampler.sample(condition, 5, scheduler=scheduler, **QUICK), whole[:5], "n = 5")
+    assert_close(sampler.sample(condition, 5, scheduler=scheduler, **quick), whole[:5], "n = 5")
     assert len(np.unique(whole.reshape(70, -1), axis=0)) == 70, "all candidates differ"
 
 
-def test_different_seeds_differ(sampler: Sampler, condition: dict[str, np.ndarray]) -> None:
-    samples = [sampler.sample(condition, 8, seed=seed, **QUICK) for seed in (0, 1, 2**63 - 1)]
+def test_different_seeds_differ(sampler: Sampler, condition: dict[str, np.ndarray], quick: dict[str, Any]) -> None:
+    samples = [sampler.sample(condition, 8, seed=seed, **quick) for seed in (0, 1, 2**63 - 1)]
     for i in range(3):
         for j in range(i):
             rows = np.abs(samples[i][:, None] - samples[j][None]).max(axis=(2, 3, 4))
@@ -110,9 +77,9 @@ def test_different_seeds_differ(sampler: Sampler, condition: dict[str, np.ndarra
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 2**64])
-def test_seeds_out_of_range(seed: int, sampler: Sampler, condition: dict[str, np.ndarray]) -> None:
+def test_seeds_out_of_range(seed: int, sampler: Sampler, condition: dict[str, np.ndarray], quick: dict[str, Any]) -> None:
     with pytest.raises(TargetError, match=f"the seed is {seed}"):
-        sampler.sample(condition, 1, seed=seed, **QUICK)
+        sampler.sample(condition, 1, seed=seed, **quick)
 
 
 @pytest.mark.parametrize("scheduler", ["ddpm", "ddim", "dpmsolver++"])
@@ -141,15 +108,17 @@ def test_unknown_scheduler_and_steps(sampler: Sampler, condition: dict[str, np.n
             sampler.sample(condition, 1, steps=steps)
 
 
-def test_guidance_of_one_is_none_and_of_zero_unconditional(sampler: Sampler, condition: dict[str, np.ndarray], counted: list[int]) -> None:
-    plain = sampler.sample(condition, 8, **QUICK)
-    np.testing.assert_array_equal(sampler.sample(condition, 8, guidance_scale=1, **QUICK), plain)
+def test_guidance_of_one_is_none_and_of_zero_unconditional(
+    sampler: Sampler, condition: dict[str, np.ndarray], counted: list[int], quick: dict[str, Any]
+) -> None:
+    plain = sampler.sample(condition, 8, **quick)
+    np.testing.assert_array_equal(sampler.sample(condition, 8, guidance_scale=1, **quick), plain)
     assert set(counted) == {8}, "guidance 1 costs no second half"
     counted.clear()
-    nothing = sampler.sample(sampler.bundle.condition.unconditional(condition), 8, guidance_scale=1, **QUICK)
+    nothing = sampler.sample(sampler.bundle.condition.unconditional(condition), 8, guidance_scale=1, **quick)
     assert np.abs(nothing - plain).max() > 1e-4, "the light has a say"
     counted.clear()
-    assert_close(sampler.sample(condition, 8, guidance_scale=0, **QUICK), nothing, "guidance 0")
+    assert_close(sampler.sample(condition, 8, guidance_scale=0, **quick), nothing, "guidance 0")
     assert set(counted) == {16}
 
 
@@ -173,12 +142,14 @@ def test_guidance_extrapolates_by_the_formula(sampler: Sampler, condition: dict[
 
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf")])
-def test_guidance_that_is_no_number(scale: float, sampler: Sampler, condition: dict[str, np.ndarray]) -> None:
+def test_guidance_that_is_no_number(scale: float, sampler: Sampler, condition: dict[str, np.ndarray], quick: dict[str, Any]) -> None:
     with pytest.raises(TargetError, match="guidance_scale is"):
-        sampler.sample(condition, 1, guidance_scale=scale, **QUICK)
+        sampler.sample(condition, 1, guidance_scale=scale, **quick)
 
 
-def test_partial_target_differs_from_the_full_one(sampler: Sampler, target: Target, condition: dict[str, np.ndarray]) -> None:
+def test_partial_target_differs_from_the_full_one(
+    sampler: Sampler, target: Target, condition: dict[str, np.ndarray], quick: dict[str, Any]
+) -> None:
     mask = np.zeros_like(target.mask_T)
     mask[3, 3] = True
     partial = Target.from_arrays(target.R, target.T, target.height_nm, np.zeros_like(mask), mask, name="partial")
@@ -187,31 +158,23 @@ def test_partial_target_differs_from_the_full_one(sampler: Sampler, target: Targ
     other = sampler.condition(partial)
     assert other["light"][0, 2:].sum() == 1
     assert condition["light"][0, 2:].all()
-    assert np.abs(sampler.sample(other, 4, **QUICK) - sampler.sample(condition, 4, **QUICK)).max() > 1e-4
+    assert np.abs(sampler.sample(other, 4, **quick) - sampler.sample(condition, 4, **quick)).max() > 1e-4
 
 
-def test_stream_gives_the_same_batch_by_batch(sampler: Sampler, condition: dict[str, np.ndarray]) -> None:
-    parts = list(sampler.stream(condition, 130, **QUICK))
+def test_stream_gives_the_same_batch_by_batch(sampler: Sampler, condition: dict[str, np.ndarray], quick: dict[str, Any]) -> None:
+    parts = list(sampler.stream(condition, 130, **quick))
     assert [len(part) for part in parts] == [64, 64, 2]
-    np.testing.assert_array_equal(np.concatenate(parts), sampler.sample(condition, 130, **QUICK))
+    np.testing.assert_array_equal(np.concatenate(parts), sampler.sample(condition, 130, **quick))
 
 
-def test_stream_works_as_it_is_read(sampler: Sampler, condition: dict[str, np.ndarray], counted: list[int]) -> None:
-    stream = sampler.stream(condition, 10**9, **QUICK)
+def test_stream_works_as_it_is_read(sampler: Sampler, condition: dict[str, np.ndarray], counted: list[int], quick: dict[str, Any]) -> None:
+    stream = sampler.stream(condition, 10**9, **quick)
     assert len(next(stream)) == 64
     assert len(counted) == 4
     stream.close()  # type: ignore[attr-defined]
 
 
-def test_no_candidates_is_an_error(sampler: Sampler, target: Target, condition: dict[str, np.ndarray]) -> None:
-    for n in (0, -3):
-        with pytest.raises(TargetError, match=f"n is {n}; ask for at least one"):
-            sampler.sample(condition, n)
-        with pytest.raises(TargetError, match=f"n is {n}"):
-            sampler.design(target, n=n)
-
-
-def test_on_step_hears_every_step_and_sees_the_estimate(sampler: Sampler, condition: dict[str, np.ndarray]) -> None:
+def test_on_step_hears_every_step_and_sees_the_estimate(sampler: Sampler, condition: dict[str, np.ndarray], quick: dict[str, Any]) -> None:
     calls: list[tuple[int, int, tuple[int, ...]]] = []
     last: list[np.ndarray] = []
 
@@ -219,185 +182,35 @@ def test_on_step_hears_every_step_and_sees_the_estimate(sampler: Sampler, condit
         calls.append((step, total, estimate.shape))
         last[:] = [estimate.copy()]
 
-    found = sampler.sample(condition, 70, on_step=on_step, **QUICK)
+    found = sampler.sample(condition, 70, on_step=on_step, **quick)
     assert [call[:2] for call in calls] == [(k, 8) for k in range(1, 9)]
     assert [call[2] for call in calls] == [(64, 1, 5, 5)] * 4 + [(6, 1, 5, 5)] * 4
     np.testing.assert_allclose(last[0], found[64:], atol=1e-6)  # DDIM ends on its last estimate
 
 
-def test_what_a_callback_raises_reaches_the_caller(sampler: Sampler, target: Target, condition: dict[str, np.ndarray]) -> None:
-    before = sampler.sample(condition, 4, **QUICK)
-
-    class Mine(Exception):
-        pass
-
-    def on_step(step: int, total: int, estimate: np.ndarray) -> None:
-        if step == 2:
-            raise Mine("stop here")
-
-    def on_solve(done: int, total: int) -> None:
-        raise Mine("and here")
-
-    with pytest.raises(Mine, match="stop here"):
-        sampler.sample(condition, 4, on_step=on_step, **QUICK)
-    with pytest.raises(Mine, match="stop here"):
-        sampler.design(target, 4, on_step=on_step, **QUICK)
-    with pytest.raises(Mine, match="and here"):
-        sampler.design(target, 4, on_solve=on_solve, **QUICK)
-    np.testing.assert_array_equal(sampler.sample(condition, 4, **QUICK), before)
-
-
-def test_cancel_before_during_and_after_sampling(sampler: Sampler, target: Target) -> None:
-    event = threading.Event()
-    steps: list[int] = []
-
-    def cancel_at_two(step: int, total: int, estimate: np.ndarray) -> None:
-        steps.append(step)
-        if step == 2:
-            event.set()
-
-    with pytest.raises(Cancelled):
-        sampler.design(target, 4, cancel=event, on_step=cancel_at_two, **QUICK)
-    assert steps == [1, 2]
-    with pytest.raises(Cancelled):
-        sampler.design(target, 4, cancel=event, on_step=cancel_at_two, **QUICK)
-    assert steps == [1, 2], "cancelled before the first step"
-    event.clear()
-    solved: list[int] = []
-
-    def cancel_solving(done: int, total: int) -> None:
-        solved.append(done)
-        event.set()
-
-    with pytest.raises(Cancelled):
-        sampler.design(target, 16, cancel=event, on_solve=cancel_solving, workers=1, **QUICK)
-    assert solved == [1]
-    event.clear()
-    assert sampler.design(target, 4, cancel=event, **QUICK)
-
-
-def test_stop_of_sample_is_a_callable(sampler: Sampler, condition: dict[str, np.ndarray]) -> None:
+def test_stop_of_sample_is_a_callable(sampler: Sampler, condition: dict[str, np.ndarray], quick: dict[str, Any]) -> None:
     with pytest.raises(Cancelled, match="sampling was cancelled"):
-        sampler.sample(condition, 4, stop=lambda: True, **QUICK)
+        sampler.sample(condition, 4, stop=lambda: True, **quick)
 
 
-def test_deadline_leaves_at_least_one_verified_design(sampler: Sampler, target: Target) -> None:
-    solved: list[tuple[int, int]] = []
-    found = sampler.design(target, 64, deadline_s=0.0, workers=1, on_solve=lambda *call: solved.append(call), **QUICK)
-    assert len(found) == len(solved) == 1
-    assert solved[0][1] > 30, "and many more were there to solve"
-    assert found[0].verified
-    assert found[0].score is not None
-    assert found[0].candidate == 0
-    whole = sampler.design(target, 64, top=64, deadline_s=1000.0, workers=1, **QUICK)
-    assert len(whole) == solved[0][1]
-
-
-def test_designs_are_sorted_unique_and_solved(sampler: Sampler, target: Target) -> None:
-    found = sampler.design(target, n=40, top=12, seed=7, **QUICK)
-    scores = [design.score for design in found]
-    assert len(found) == 12
-    assert scores == sorted(scores, key=lambda score: score if score is not None else np.inf)
-    patterns = np.stack([design.pattern for design in found])
-    assert patterns.dtype == np.uint8
-    assert set(np.unique(patterns)) <= {0, 1}
-    assert len(np.unique(canonical(patterns).reshape(12, -1), axis=0)) == 12, "no two are one pattern shifted"
-    candidates = sampler.propose(target, 40, seed=7, **QUICK)
-    solver = Solver(sampler.bundle.geometry, target.orders)
-    for design, again in zip(found, verify(found, target), strict=True):
-        assert design.verified
-        assert (design.seed, design.height_nm, design.geometry) == (7, target.height_nm, sampler.bundle.geometry)
-        np.testing.assert_array_equal(candidates[design.candidate], design.pattern)
-        R, T = solver.solve(design.pattern, design.height_nm)
-        assert design.R is not None
-        assert design.T is not None
-        np.testing.assert_allclose(design.R, R, atol=1e-12)
-        np.testing.assert_allclose(design.T, T, atol=1e-12)
-        assert design.score == pytest.approx(float(misrouted_power(R, T, target)), abs=1e-12)
-        assert design.score == pytest.approx(again.score, abs=1e-12)
-    everything = sampler.design(target, n=40, top=40, seed=7, **QUICK)
-    assert [design.score for design in everything][:12] == scores, "top cuts the same list shorter"
-
-
-def test_designs_are_the_same_again_and_for_any_workers(sampler: Sampler, target: Target) -> None:
-    first, second = (sampler.design(target, 16, seed=1, workers=workers, **QUICK) for workers in (1, 2))
-    assert [(d.candidate, d.score) for d in first] == [(d.candidate, d.score) for d in second]
-
-
-def test_unverified_designs_claim_nothing(sampler: Sampler, target: Target) -> None:
-    found = sampler.design(target, 16, top=5, verify=False, **QUICK)
-    assert len(found) == 5
-    assert [design.candidate for design in found] == sorted(design.candidate for design in found)
-    for design in found:
-        assert (design.R, design.T, design.score, design.verified) == (None, None, None, False)
-
-
-def test_patterns_are_cut_at_zero_in_the_window(sampler: Sampler) -> None:
-    samples = np.zeros((1, 1, 5, 5), np.float32)
-    samples[0, 0, 1, 2], samples[0, 0, 2, 1] = 1e-6, -1.0
-    pattern = sampler.patterns(samples)
-    assert (pattern.shape, pattern.dtype, int(pattern.sum())) == ((1, 5, 5), np.uint8, 1)
-    assert pattern[0, 1, 2] == 1
-
-
-def test_targets_the_bundle_cannot_be_asked_for(sampler: Sampler, data: DataSet) -> None:
-    good = nth_target(data, 0)
-    refused = [
-        (Target.from_arrays(good.R, good.T, 1000.0, name="tall"), "tall: the height is 1000 nm, outside the 1.. to 3.. nm"),
-        (Target.from_arrays(good.R, good.T, 20.0, name="flat"), "flat: the height is 20 nm"),
-        (nth_target(data, 0, geometry=Geometry()), "the target's geometry is not the bundle's: period_nm"),
-    ]
-    corner = np.zeros((7, 7))
-    corner[6, 6] = 0.5
-    refused.append(
-        (Target.from_arrays(np.zeros((7, 7)), corner, 250.0, name="corner"), r"corner: order T\(3,3\) is asked 0\.5.*evanescent")
-    )
-    for target, sentence in refused:
-        for ask in (sampler.check, sampler.condition, sampler.design):
-            with pytest.raises(TargetError, match=sentence) as caught:
-                ask(target)
-            assert ";" in str(caught.value), "it says what to do"
-
-
-def test_targets_of_more_orders_are_cut_and_of_fewer_padded(sampler: Sampler, data: DataSet) -> None:
-    good = nth_target(data, 0)
-    assert sampler.check(good.resized(11)).orders == 3
-    mask = np.zeros((3, 3), bool)
-    mask[1, 1] = True
-    small = Target.from_arrays(np.zeros((3, 3)), np.full((3, 3), 0.1), 250.0, np.zeros((3, 3), bool), mask)
-    checked = sampler.check(small)
-    assert checked.orders == 3
-    assert checked.mask_T.sum() == 1
-    assert checked.wanted("T", 0, 0) == pytest.approx(0.1)
-
-
-def test_two_threads_share_a_sampler(sampler: Sampler, data: DataSet) -> None:
-    jobs = [(nth_target(data, i), seed) for i in range(3) for seed in range(2)]
-    alone = [sampler.design(target, 12, seed=seed, **QUICK) for target, seed in jobs]
-    with ThreadPoolExecutor(2) as pool:
-        together = list(pool.map(lambda job: sampler.design(job[0], 12, seed=job[1], **QUICK), jobs))
-    for first, second in zip(alone, together, strict=True):
-        assert [(d.candidate, d.score) for d in first] == [(d.candidate, d.score) for d in second]
-
-
-def test_close_and_context_manager(small_bundle: Path, condition: dict[str, np.ndarray]) -> None:
+def test_close_and_context_manager(small_bundle: Path, condition: dict[str, np.ndarray], quick: dict[str, Any]) -> None:
     with load(small_bundle, device="cpu") as sampler:
         sampler.warmup(2)
-        sampler.sample(condition, 1, **QUICK)
+        sampler.sample(condition, 1, **quick)
     with pytest.raises(BackendError, match="is closed"):
-        sampler.sample(condition, 1, **QUICK)
+        sampler.sample(condition, 1, **quick)
     sampler.close()
 
 
 def test_a_network_that_returns_nonsense_is_an_error(
-    sampler: Sampler, condition: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+    sampler: Sampler, condition: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch, quick: dict[str, Any]
 ) -> None:
     def network(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"output": np.full_like(inputs["sample"], np.nan)}
 
     monkeypatch.setitem(sampler.networks, "denoiser", network)
     with pytest.raises(BackendError, match=r"not finite on cpu; run 'metascatter doctor'"):
-        sampler.sample(condition, 2, **QUICK)
+        sampler.sample(condition, 2, **quick)
 
 
 def test_unknown_precision(small_bundle: Path) -> None:

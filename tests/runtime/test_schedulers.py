@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.errors import BundleError
-from runtime.schedulers import SCHEDULERS, Plan, load_config, plan
+from runtime.schedulers import SCHEDULERS, load_config, plan
 
 DDPM, DDIM, DPM = (entry.class_name for entry in SCHEDULERS.values())
 LINEAR = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
@@ -24,19 +25,6 @@ LINEAR = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "
 
 def config(class_name: str = DDIM, **options: Any) -> dict[str, Any]:
     return {"_class_name": class_name, "_diffusers_version": "0.42.1", **LINEAR, **options}
-
-
-def run(steps: Plan, network: Any, sample: np.ndarray, noises: Any = None) -> list[np.ndarray]:
-    """The whole trajectory: the sample after each step. ``network(sample, t, sigma)``; ``noises[k]`` for step k."""
-    sample = steps.start(sample.copy())
-    history = steps.new_history(sample.shape, sample.dtype)
-    history.fill(np.nan)  # nothing may be read before it is written
-    trajectory = []
-    for k, t in enumerate(steps.timesteps):
-        output = network(sample, t, steps.sigmas[k]).astype(sample.dtype)
-        steps.step(k, output, sample, noises[k] if steps.needs_noise[k] else None, history)
-        trajectory.append(sample.copy())
-    return trajectory
 
 
 # --- A Gaussian target, whose network and whose flow are known ------------------------------------------------------
@@ -65,13 +53,15 @@ def flow(sample: np.ndarray, sigma: float, end: float) -> np.ndarray:
         (config(DPM, use_karras_sigmas=True, final_sigmas_type="sigma_min", solver_type="heun"), (20, 40, 80, 160), 2.0),
     ],
 )
-def test_order_of_convergence(options: dict[str, Any], steps: tuple[int, ...], order: float) -> None:
+def test_order_of_convergence(
+    options: dict[str, Any], steps: tuple[int, ...], order: float, run_plan: Callable[..., list[np.ndarray]]
+) -> None:
     start = np.linspace(-2.0, 2.0, 9)[None]  # float64 throughout, so that only the method's error is left
     errors = []
     for num_steps in steps:
         built = plan(options, num_steps)
         end = built.sigmas[-1] if options["_class_name"] == DPM else 0.0
-        errors.append(np.abs(run(built, gaussian, start)[-1] - flow(start, built.sigmas[0], end)).max())
+        errors.append(np.abs(run_plan(built, gaussian, start)[-1] - flow(start, built.sigmas[0], end)).max())
     slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
     assert slope == pytest.approx(order, abs=0.2)
 
@@ -86,7 +76,9 @@ def test_order_of_convergence(options: dict[str, Any], steps: tuple[int, ...], o
         (config(DPM, timestep_spacing="trailing"), 25, 0.0, 0.03),
     ],
 )
-def test_mean_and_variance(options: dict[str, Any], num_steps: int | None, eta: float, tolerance: float) -> None:
+def test_mean_and_variance(
+    options: dict[str, Any], num_steps: int | None, eta: float, tolerance: float, run_plan: Callable[..., list[np.ndarray]]
+) -> None:
     """The network is affine, so every step is x <- A x + B + d z and the moments follow exactly, without sampling."""
     built = plan(options, num_steps, eta=eta)
     rows = np.array([[0.0], [1.0]])
@@ -105,7 +97,7 @@ def test_mean_and_variance(options: dict[str, Any], num_steps: int | None, eta: 
     assert np.sqrt(total) == pytest.approx(STD, abs=tolerance)
     if num_steps:  # and the same by sampling, in float32
         noises = np.random.default_rng(0).standard_normal((built.num_steps + 1, 20_000), dtype=np.float32)
-        last = run(built, gaussian, noises[-1], noises)[-1]
+        last = run_plan(built, gaussian, noises[-1], noises)[-1]
         assert last.dtype == np.float32
         assert last.mean() == pytest.approx(rows[0, 0], abs=0.015)
         assert last.std() == pytest.approx(np.sqrt(total), abs=0.01)
@@ -114,13 +106,15 @@ def test_mean_and_variance(options: dict[str, Any], num_steps: int | None, eta: 
 # --- Limits and the contract of a step ------------------------------------------------------------------------------
 
 
-def test_ddim_with_all_steps_and_eta_1_is_ddpm() -> None:
+def test_ddim_with_all_steps_and_eta_1_is_ddpm(run_plan: Callable[..., list[np.ndarray]]) -> None:
     ddim, ddpm = plan(config(DDIM), 1000, eta=1.0), plan(config(DDPM))
     np.testing.assert_allclose(ddim.table["noise"], ddpm.table["noise"], rtol=1e-9)
     np.testing.assert_array_equal(ddim.timesteps, ddpm.timesteps)
     unclipped = {"clip_sample": False}
     noises = np.random.default_rng(1).standard_normal((1001, 1, 8))
-    one, other = (run(plan(config(c, **unclipped), 1000, eta=e), gaussian, noises[-1], noises)[-1] for c, e in ((DDIM, 1.0), (DDPM, 0.0)))
+    one, other = (
+        run_plan(plan(config(c, **unclipped), 1000, eta=e), gaussian, noises[-1], noises)[-1] for c, e in ((DDIM, 1.0), (DDPM, 0.0))
+    )
     np.testing.assert_allclose(one, other, rtol=1e-9)
 
 
@@ -150,13 +144,13 @@ def test_variances_named_by_their_logarithm_are_the_same() -> None:
 
 
 @pytest.mark.parametrize("class_name", [DDPM, DDIM, DPM])
-def test_a_step_leaves_its_inputs_alone_and_never_couples_samples(class_name: str) -> None:
+def test_a_step_leaves_its_inputs_alone_and_never_couples_samples(class_name: str, run_plan: Callable[..., list[np.ndarray]]) -> None:
     steps = plan(config(class_name, thresholding=True, sample_max_value=2.0), 5)
     rng = np.random.default_rng(2)
     start, *noises = rng.standard_normal((6, 7, 3, 4), dtype=np.float32)
-    whole = run(steps, gaussian, start, noises)[-1]
+    whole = run_plan(steps, gaussian, start, noises)[-1]
     for part in (slice(0, 1), slice(1, 4), slice(4, 7)):
-        np.testing.assert_array_equal(run(steps, gaussian, start[part], [z[part] for z in noises])[-1], whole[part])
+        np.testing.assert_array_equal(run_plan(steps, gaussian, start[part], [z[part] for z in noises])[-1], whole[part])
 
     output, sample, noise = gaussian(start, 0, 2.0), start.copy(), noises[0].copy()
     kept = output.copy()

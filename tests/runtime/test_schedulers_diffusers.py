@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from runtime.schedulers import SCHEDULERS, Plan, load_config, plan
+from runtime.schedulers import SCHEDULERS, load_config, plan
 
 DDPM, DDIM, DPM = (entry.class_name for entry in SCHEDULERS.values())
 LINEAR = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
@@ -19,19 +20,6 @@ LINEAR = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "
 
 def config(class_name: str = DDIM, **options: Any) -> dict[str, Any]:
     return {"_class_name": class_name, "_diffusers_version": "0.42.1", **LINEAR, **options}
-
-
-def run(steps: Plan, network: Any, sample: np.ndarray, noises: Any = None) -> list[np.ndarray]:
-    """The whole trajectory: the sample after each step. ``network(sample, t, sigma)``; ``noises[k]`` for step k."""
-    sample = steps.start(sample.copy())
-    history = steps.new_history(sample.shape, sample.dtype)
-    history.fill(np.nan)  # nothing may be read before it is written
-    trajectory = []
-    for k, t in enumerate(steps.timesteps):
-        output = network(sample, t, steps.sigmas[k]).astype(sample.dtype)
-        steps.step(k, output, sample, noises[k] if steps.needs_noise[k] else None, history)
-        trajectory.append(sample.copy())
-    return trajectory
 
 
 # --- Values published in diffusers' own tests -----------------------------------------------------------------------
@@ -57,19 +45,21 @@ def dummy(sample: np.ndarray, t: int, sigma: float = 0.0) -> np.ndarray:
         (DPM, DPM_THRESHOLD, None, 1.1364),
     ],
 )
-def test_published_loops(class_name: str, options: dict[str, Any], total: float | None, mean: float) -> None:
-    last = run(plan(config(class_name, **options), 10), dummy, RAMP)[-1]
+def test_published_loops(
+    class_name: str, options: dict[str, Any], total: float | None, mean: float, run_plan: Callable[..., list[np.ndarray]]
+) -> None:
+    last = run_plan(plan(config(class_name, **options), 10), dummy, RAMP)[-1]
     assert np.abs(last).mean() == pytest.approx(mean, abs=1e-3)
     if total is not None:
         assert np.abs(last).sum() == pytest.approx(total, abs=1e-2)
 
 
 @pytest.mark.parametrize(("prediction", "total", "mean"), [("epsilon", 258.9606, 0.3372), ("v_prediction", 202.0296, 0.2631)])
-def test_published_ddpm_loop(prediction: str, total: float, mean: float) -> None:
+def test_published_ddpm_loop(prediction: str, total: float, mean: float, run_plan: Callable[..., list[np.ndarray]]) -> None:
     torch = pytest.importorskip("torch")
     generator = torch.manual_seed(0)
     noises = [torch.randn(RAMP.shape, generator=generator).numpy() for _ in range(999)]
-    last = run(plan(config(DDPM, prediction_type=prediction)), dummy, RAMP, noises)[-1]
+    last = run_plan(plan(config(DDPM, prediction_type=prediction)), dummy, RAMP, noises)[-1]
     assert np.abs(last).sum() == pytest.approx(total, abs=1e-2)
     assert np.abs(last).mean() == pytest.approx(mean, abs=1e-3)
 
@@ -187,7 +177,9 @@ HARD = {"beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "trailing", "r
 @given(configurations(), st.integers(0, 2**32 - 1))
 @example((config(DDIM, **HARD, clip_sample=False), 20, 0.0), 0)
 @example((config(DDPM, **HARD, clip_sample=True), 20, 0.0), 0)
-def test_trajectories_are_those_of_diffusers(drawn: tuple[dict[str, Any], int, float], seed: int) -> None:
+def test_trajectories_are_those_of_diffusers(
+    run_plan: Callable[..., list[np.ndarray]], drawn: tuple[dict[str, Any], int, float], seed: int
+) -> None:
     options, num_steps, eta = drawn
     rng = np.random.default_rng(seed)
     start, *noises = rng.standard_normal((1 + num_steps, 2, 1, 4, 4), dtype=np.float32)
@@ -203,7 +195,7 @@ def test_trajectories_are_those_of_diffusers(drawn: tuple[dict[str, Any], int, f
     steps = plan(options, num_steps, eta=eta)
     assert steps.timesteps.tolist() == timesteps.tolist()
     scale = 1.0
-    for mine, expected in zip(run(steps, network, start, noises), theirs, strict=True):
+    for mine, expected in zip(run_plan(steps, network, start, noises), theirs, strict=True):
         scale = max(scale, float(np.abs(expected).max()))
         np.testing.assert_allclose(mine, expected, rtol=0, atol=1e-4 * scale)
 
