@@ -123,50 +123,9 @@ class Sampler:
             target.R[None], target.T[None], np.array([target.height_nm]), target.mask_R[None], target.mask_T[None]
         )
 
-    def sample(
-        self,
-        condition: Mapping[str, np.ndarray],
-        n: int,
-        *,
-        seed: int = 0,
-        steps: int | None = None,
-        scheduler: str | None = None,
-        eta: float | None = None,
-        guidance_scale: float | None = None,
-        stop: Stop | None = None,
-        on_step: OnStep | None = None,
-    ) -> np.ndarray:
-        """n samples for one condition.
-
-        Args:
-            condition: arrays of a batch of 1, from :meth:`condition`.
-            n: how many.
-            seed: candidate i's noise depends on (seed, i) alone.
-            guidance_scale: classifier-free guidance in diffusers' convention, 1 + w of the papers (arXiv 2207.12598).
-            stop: asked before every step; True ends the work.
-            on_step: called with (step, total, current estimate) after every step; what it raises reaches the caller.
-
-        Returns:
-            (n, *sample_shape) float32.
-
-        Raises:
-            Cancelled: ``stop`` said so.
-        """
-        return np.concatenate(
-            list(
-                self.stream(
-                    condition,
-                    n,
-                    seed=seed,
-                    steps=steps,
-                    scheduler=scheduler,
-                    eta=eta,
-                    guidance_scale=guidance_scale,
-                    stop=stop,
-                    on_step=on_step,
-                )
-            )
-        )
+    def sample(self, condition: Mapping[str, np.ndarray], n: int, **settings: Any) -> np.ndarray:
+        """n samples for one condition, (n, *sample_shape) float32: all of :meth:`stream`, with its settings and errors."""
+        return np.concatenate(list(self.stream(condition, n, **settings)))
 
     def stream(
         self,
@@ -181,7 +140,25 @@ class Sampler:
         stop: Stop | None = None,
         on_step: OnStep | None = None,
     ) -> Iterator[np.ndarray]:
-        """The same samples as :meth:`sample`, batch by batch: any n in the memory of one batch."""
+        """n samples for one condition, batch by batch: any n in the memory of one batch.
+
+        Args:
+            condition: arrays of a batch of 1, from :meth:`condition`.
+            n: how many.
+            seed: candidate i's noise depends on (seed, i) alone.
+            steps, scheduler, eta, guidance_scale: None takes the bundle's. The guidance scale is in diffusers' convention,
+                1 + w of the papers (arXiv 2207.12598).
+            stop: asked before every step; True ends the work.
+            on_step: called with (step, total, current estimate) after every step; what it raises reaches the caller.
+
+        Yields:
+            (up to ``BATCH``, *sample_shape) float32.
+
+        Raises:
+            TargetError: n, seed or guidance scale out of range.
+            BundleError: unknown scheduler, or steps it cannot take.
+            Cancelled: ``stop`` said so.
+        """
         if n < 1:
             raise TargetError(f"n is {n}; ask for at least one candidate")
         if not 0 <= seed < 1 << 63:
@@ -298,13 +275,12 @@ class Sampler:
         history = table.new_history(shape)
         inputs = _repeat(arrays, count)
         if free is not None:
-            inputs = {key: np.concatenate([_repeat(free, count)[key], value]) for key, value in inputs.items()}
+            inputs = {key: np.concatenate([value, inputs[key]]) for key, value in _repeat(free, count).items()}
         step_done(-1, sample)
         for k, timestep in enumerate(table.timesteps):
             doubled = sample if free is None else np.concatenate([sample, sample])
-            output = self.networks["denoiser"]({"sample": doubled, "timestep": np.full(len(doubled), timestep, np.int64), **inputs})[
-                "output"
-            ]
+            given = {"sample": doubled, "timestep": np.full(len(doubled), timestep, np.int64), **inputs}
+            output = self.networks["denoiser"](given)["output"]
             if free is not None:
                 # diffusers' convention: unconditional + scale * (conditional - unconditional).
                 output = output[:count] + np.float32(scale) * (output[count:] - output[:count])

@@ -104,9 +104,8 @@ def open_run(path: Path, recipe: Recipe, source: Path, data: DataSet, resume: bo
             "geometry": data.geometry.to_dict(),
         },
     )
-    _, held = (np.sort(a) for a in (training, validation))
-    pick = np.concatenate([training[: CALIBRATION[0]], held[: CALIBRATION[1]]])
-    write_npz(path / "calibration.npz", **data.take(pick).arrays(), test=np.isin(pick, held))
+    pick = np.concatenate([training[: CALIBRATION[0]], validation[: CALIBRATION[1]]])
+    write_npz(path / "calibration.npz", **data.take(pick).arrays(), test=np.isin(pick, validation))
     write_json(path / "machine.json", machine())
     write_json(path / "recipe.json", recipe.to_dict())
     return Run(path, recipe, condition, data, training, validation)
