@@ -1,16 +1,16 @@
 """The bundle: the one format between export and runtime.
 
-A bundle is a directory whose ``manifest.json`` lists every other file with its sha256 and carries a digest of itself.
+A bundle is a directory whose ``manifest.json`` lists every other file with its size and sha256 and carries a digest of itself.
 Nothing of it reaches an engine before its hash is checked, and the bytes checked are the bytes used. Hashes prove that
-a bundle is whole, not where it comes from.
+a bundle is whole, not where it comes from; so whatever a bundle says is held against bounds as well.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,29 +20,14 @@ import numpy as np
 from .condition import Condition
 from .errors import BundleError, GeometryError
 from .geometry import Geometry
+from .manifest import FORMAT, digest, read_manifest
+from .onnx_file import check_self_contained
+from .strict_json import LARGEST_JSON, brief, read_json
 
-FORMAT = 1
+__all__ = ["DEFAULT", "FORMAT", "Bundle", "digest", "find"]
+
 DEFAULT = "si1550"
-_REQUIRED = {
-    "format": int,
-    "task": str,
-    "geometry": dict,
-    "condition": dict,
-    "pattern_size": int,
-    "sample_shape": list,
-    "window": list,
-    "networks": dict,
-    "sampling": dict,
-    "files": dict,
-    "digest": str,
-}
-_LARGEST = 1 << 30
-
-
-def digest(manifest: Mapping[str, Any]) -> str:
-    """sha256 of the manifest's canonical JSON (sorted keys, no spaces) without the digest itself."""
-    rest = {key: value for key, value in manifest.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+_LARGEST_ARRAYS = 1 << 28  # bytes of an .npz once unpacked; those shipped have a quarter of a million
 
 
 def find(bundle: str | os.PathLike[str] | None) -> Path:
@@ -70,7 +55,7 @@ def find(bundle: str | os.PathLike[str] | None) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: the manifest's content, and its files through :meth:`read`."""
+    """An opened bundle: the manifest's content (its schema is ``manifest.FIELDS``), and its files through :meth:`read`."""
 
     path: Path
     manifest: Mapping[str, Any]
@@ -79,72 +64,69 @@ class Bundle:
 
     @classmethod
     def open(cls, bundle: str | os.PathLike[str] | None = None) -> Bundle:
-        """Read and check the manifest of a bundle.
+        """Read and check the manifest of a bundle. The directory may be reached through links; what lies in it may be none.
 
         Raises:
-            BundleError: it is missing, altered, incomplete, or of an unknown version.
+            BundleError: it is missing, altered, incomplete, out of bounds, or of an unknown version.
         """
         path = find(bundle)
         where = path / "manifest.json"
+        manifest = read_manifest(_read(where, LARGEST_JSON), str(where))
         try:
-            manifest = json.loads(_bytes(where))
-        except (ValueError, RecursionError) as error:
-            raise BundleError(f"{where} is not JSON ({error}); copy the bundle again") from None
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            version = manifest.get("format") if isinstance(manifest, dict) else None
-            raise BundleError(f"{where} has format {version!r}; this version of metascatter reads format {FORMAT}")
-        for key, kind in _REQUIRED.items():
-            if not isinstance(manifest.get(key), kind):
-                raise BundleError(f"{where} lacks '{key}'; export the bundle again")
-        if digest(manifest) != manifest["digest"]:
-            raise BundleError(f"{where} was altered after it was written (its digest does not match); copy the bundle again")
-        for name, entry in manifest["files"].items():
-            if not name or name.startswith(".") or any(c in name for c in "/\\:\0"):  # on Linux too: a bundle travels to Windows
-                raise BundleError(f"{where} names the file {name!r} outside the bundle; do not use this bundle")
-            if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
-                raise BundleError(f"{where} lacks the sha256 of '{name}'; export the bundle again")
-        _check_parts(where, manifest)
-        try:
-            geometry = Geometry.from_dict(manifest["geometry"])
-        except GeometryError as error:
+            geometry, condition = Geometry.from_dict(manifest["geometry"]), Condition.from_dict(manifest["condition"])
+        except (GeometryError, BundleError) as error:
             raise BundleError(f"{where}: {error}") from None
-        return cls(path, manifest, geometry, Condition.from_dict(manifest["condition"]))
+        return cls(path, manifest, geometry, condition)
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file, once they match the manifest's sha256.
+        """The bytes of a file, once they match the manifest's size and sha256. No more than that size is ever read.
 
         Raises:
-            BundleError: the file is not listed, missing, a link, or altered.
+            BundleError: the file is not listed, missing, a link or another special file, cut short, too long, or altered.
         """
         entry = self.manifest["files"].get(name)
         if entry is None:
             raise BundleError(f"the bundle {self.path} has no file '{name}'; it has {', '.join(self.manifest['files'])}")
-        content = _bytes(self.path / name)
+        content = _read(self.path / name, entry["bytes"], exact=True)
         if hashlib.sha256(content).hexdigest() != entry["sha256"]:
             raise BundleError(f"{self.path / name} is damaged: its sha256 does not match the manifest; copy the bundle again")
         return content
 
-    def json(self, name: str) -> Any:
-        """A JSON file of the bundle, checked as :meth:`read` does."""
-        try:
-            return json.loads(self.read(name))
-        except (ValueError, RecursionError) as error:
-            raise BundleError(f"{self.path / name} is not JSON ({error}); export the bundle again") from None
+    def network(self, network: str, precision: str) -> bytes:
+        """The ONNX file of a network in a precision, checked as :meth:`read` does, and with all of its weights inside.
+
+        Raises:
+            BundleError: the bundle has no such network or precision, the file is spoiled, or it names data in other files.
+        """
+        name = self.network_file(network, precision)
+        content = self.read(name)
+        check_self_contained(content, str(self.path / name))
+        return content
+
+    def json(self, name: str) -> dict[str, Any]:
+        """A JSON file of the bundle, an object, checked as :meth:`read` does.
+
+        Raises:
+            BundleError: also where it is no JSON object.
+        """
+        value = read_json(self.read(name), str(self.path / name))
+        if not isinstance(value, dict):
+            raise BundleError(f"{self.path / name} holds a JSON {type(value).__name__}; expected an object, export the bundle again")
+        return value
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
-        """An ``.npz`` of the bundle, checked as :meth:`read` does; never unpickles."""
-        import io
+        """An ``.npz`` of the bundle, checked as :meth:`read` does; never unpickles, and unpacks no more than 256 MiB.
 
+        Raises:
+            BundleError: also where it is no ``.npz``, or a member of it is no array of numbers.
+        """
         content = self.read(name)
         try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as file:
-                arrays = {key: file[key] for key in file.files}
+            return _arrays(content)
+        except BundleError as error:
+            raise BundleError(f"{self.path / name}: {error}; export the bundle again") from None
         except Exception as error:  # zip, zlib and the array headers each raise their own errors
-            raise BundleError(f"{self.path / name} cannot be read as .npz ({error}); export the bundle again") from None
-        for key, value in arrays.items():
-            if not isinstance(value, np.ndarray):  # NumPy hands out the raw bytes of a member that is no array
-                raise BundleError(f"{self.path / name}: '{key}' is not an array; export the bundle again")
-        return arrays
+            raise BundleError(f"{self.path / name} cannot be read as .npz ({brief(str(error))}); export the bundle again") from None
 
     def network_file(self, network: str, precision: str) -> str:
         """The name of the ONNX file of a network in a precision.
@@ -158,28 +140,75 @@ class Bundle:
         return str(files[precision])
 
 
-def _check_parts(where: Path, manifest: Mapping[str, Any]) -> None:
-    """What the sampler reads of the manifest's nested parts; a digest that matches does not make them sound."""
-    for name, entry in manifest["networks"].items():
-        files = entry.get("files") if isinstance(entry, dict) else None
-        if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
-            raise BundleError(f"{where}: the network '{name}' lacks its files; export the bundle again")
-    for key, length in (("sample_shape", 3), ("window", 2)):
-        numbers = manifest[key]
-        if len(numbers) != length or not all(type(number) is int and number >= 0 for number in numbers):
-            raise BundleError(f"{where}: '{key}' is {numbers}; expected {length} whole numbers, export the bundle again")
-    for key, kind in (("scheduler", str), ("steps", int), ("guidance_scale", int | float)):
-        if not isinstance(manifest["sampling"].get(key), kind):
-            raise BundleError(f"{where}: 'sampling' lacks '{key}'; export the bundle again")
+def _read(path: Path, most: int, exact: bool = False) -> bytes:
+    """A regular file's content: at most ``most`` bytes, and with ``exact`` neither more nor fewer.
 
-
-def _bytes(path: Path) -> bytes:
-    """A regular file's content; links could lead out of the bundle."""
+    Looking first keeps pipes and devices, which would block or act, from being opened at all. What is opened is looked at again, in
+    case it was exchanged in between, and however it grows from then on, only the size found is read.
+    """
+    refusal = BundleError(f"{path} is missing or is not a regular file; copy the bundle again")
+    # Windows has none of the last two, nor pipes in its folders.
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
-        if path.is_symlink() or not path.is_file():
-            raise BundleError(f"{path} is missing or is not a regular file; copy the bundle again")
-        if path.stat().st_size > _LARGEST:
-            raise BundleError(f"{path} has {path.stat().st_size} bytes, more than any bundle file; do not use this bundle")
-        return path.read_bytes()
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            raise refusal
+        with open(os.open(path, flags), "rb") as file:
+            opened = os.fstat(file.fileno())
+            size = opened.st_size
+            if not stat.S_ISREG(opened.st_mode):
+                raise refusal
+            if exact and size != most:
+                what = "so it was cut short" if size < most else "so something was added"
+                raise BundleError(f"{path} is damaged: it has {size} bytes and the manifest states {most}, {what}; copy the bundle again")
+            if size > most:
+                raise BundleError(f"{path} has {size} bytes, more than the {most} that are read; do not use this bundle")
+            content = file.read(size)
+    except FileNotFoundError:
+        raise refusal from None
     except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error.strerror}") from None
+        raise BundleError(f"{path} cannot be read: {error.strerror or error}; copy the bundle again") from None
+    if len(content) < size:
+        raise BundleError(f"{path} is damaged: it became shorter while it was read; copy the bundle again")
+    return content
+
+
+def _arrays(content: bytes) -> dict[str, np.ndarray]:
+    """The arrays of an ``.npz``. Sizes are known before anything of that size is made, which ``numpy.load`` does not see to.
+
+    Raises:
+        BundleError: what is wrong with a member, or with their size.
+        Exception: whatever zipfile, zlib and NumPy raise at what they cannot read.
+    """
+    import io
+    import zipfile
+
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = archive.infolist()
+        unpacked = sum(member.file_size for member in members)
+        if unpacked > _LARGEST_ARRAYS:
+            raise BundleError(f"its arrays have {unpacked} bytes, more than the {_LARGEST_ARRAYS} that are unpacked")
+        arrays: dict[str, np.ndarray] = {}
+        for member in members:
+            key = member.filename.removesuffix(".npy")
+            # The other methods of zip can ask for any amount of working memory.
+            if key in arrays or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise BundleError(f"{brief(key)} stands there twice, or is packed in a way that numpy.savez does not use")
+            if key == member.filename:
+                raise BundleError(f"{brief(key)} is not an array")
+            arrays[key] = _array(archive.read(member))
+    return arrays
+
+
+def _array(content: bytes) -> np.ndarray:
+    """One ``.npy``; an array larger than its file is refused without being made."""
+    import io
+    import math
+
+    stream = io.BytesIO(content)
+    version = np.lib.format.read_magic(stream)
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+    shape, fortran, dtype = read_header(stream)
+    if dtype.kind not in "biufc" or any(side < 0 for side in shape):
+        raise ValueError(f"expected an array of numbers, found {dtype} of {shape}")
+    flat = np.frombuffer(content, dtype, math.prod(shape), stream.tell())
+    return flat.reshape(shape, order="F" if fortran else "C").copy()

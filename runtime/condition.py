@@ -11,6 +11,7 @@ Two layouts exist, named in a recipe and in the bundle's manifest:
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -129,7 +130,7 @@ class Condition:
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BundleError(f"the condition constants are incomplete or malformed ({error!r}); export the bundle again") from None
         if condition.layout not in LAYOUTS:
-            raise BundleError(f"the condition layout is '{condition.layout}'; this version knows {' and '.join(LAYOUTS)}")
+            raise BundleError(f"the condition layout is {reprlib.repr(condition.layout)}; this version knows {' and '.join(LAYOUTS)}")
         if mean_R.ndim != 2 or mean_R.shape != mean_T.shape or mean_R.shape[0] != mean_R.shape[1] or mean_R.shape[0] % 2 == 0:
             raise BundleError(f"the condition means have shapes {mean_R.shape} and {mean_T.shape}; expected two equal odd squares")
         numbers = np.concatenate([mean_R.ravel(), mean_T.ravel(), condition.height_range_nm, condition.scale])

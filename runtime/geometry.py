@@ -25,6 +25,8 @@ _CHOICES = {
     "truncation": ("circle", "square"),
     "dtype": ("complex64", "complex128"),
 }
+# Lengths in nm and indices. No optics comes near either end; their squares and ratios stay finite.
+_SMALLEST, _LARGEST = 1e-9, 1e9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,23 +60,25 @@ class Geometry:
         for name, allowed in _CHOICES.items():
             value = getattr(self, name)
             if value not in allowed:
-                raise GeometryError(f"geometry field '{name}' is {value!r}; it must be {' or '.join(allowed)}")
+                raise GeometryError(f"geometry field '{name}' is {_brief(value)}; it must be {' or '.join(allowed)}")
         period = self.period_nm
         if not isinstance(period, tuple | list) or len(period) != 2:
-            raise GeometryError(f"geometry field 'period_nm' is {period!r}; it must be two lengths in nm, along x and y")
+            raise GeometryError(f"geometry field 'period_nm' is {_brief(period)}; it must be two lengths in nm, along x and y")
         object.__setattr__(self, "period_nm", (_number("period_nm", period[0]), _number("period_nm", period[1])))
         for field in dataclasses.fields(self):
             if field.type == "float":
                 object.__setattr__(self, field.name, _number(field.name, getattr(self, field.name)))
         for name in ("wavelength_nm", "index_pillar", "index_gap", "index_substrate", "index_cover"):
-            if getattr(self, name) <= 0:
-                raise GeometryError(f"geometry field '{name}' is {getattr(self, name)}; it must be above 0")
-        if min(self.period_nm) <= 0:
-            raise GeometryError(f"geometry field 'period_nm' is {list(self.period_nm)}; both lengths must be above 0")
+            if not _SMALLEST <= getattr(self, name) <= _LARGEST:
+                raise GeometryError(f"geometry field '{name}' is {getattr(self, name)}; it must be above 0, from {_SMALLEST} to {_LARGEST}")
+        if not all(_SMALLEST <= length <= _LARGEST for length in self.period_nm):
+            raise GeometryError(
+                f"geometry field 'period_nm' is {list(self.period_nm)}; both lengths must be above 0, from {_SMALLEST} to {_LARGEST}"
+            )
         if not 0 <= self.theta_deg < 90:
             raise GeometryError(f"geometry field 'theta_deg' is {self.theta_deg}; it must be from 0 to below 90")
         if isinstance(self.harmonics, bool) or not isinstance(self.harmonics, int) or not 0 <= self.harmonics <= 60:
-            raise GeometryError(f"geometry field 'harmonics' is {self.harmonics!r}; it must be a whole number from 0 to 60")
+            raise GeometryError(f"geometry field 'harmonics' is {_brief(self.harmonics)}; it must be a whole number from 0 to 60")
 
     @property
     def index_incident(self) -> float:
@@ -106,7 +110,7 @@ class Geometry:
             raise GeometryError(f"geometry is {type(fields).__name__}; it must be a JSON object with the fields {', '.join(known)}")
         unknown = sorted(set(fields) - set(known))
         if unknown:
-            raise GeometryError(f"geometry has the unknown field '{unknown[0]}'; the fields are {', '.join(known)}")
+            raise GeometryError(f"geometry has the unknown field {_brief(unknown[0])}; the fields are {', '.join(known)}")
         missing = [name for name in known if name not in fields]
         if missing:
             raise GeometryError(f"geometry lacks the field '{missing[0]}'; the fields are {', '.join(known)}")
@@ -160,5 +164,9 @@ def _number(name: str, value: Any) -> float:
         with contextlib.suppress(OverflowError):  # a whole number too long for a float
             number = float(value)
     if not math.isfinite(number):
-        raise GeometryError(f"geometry field '{name}' is {reprlib.repr(value)}; it must be a finite number")
+        raise GeometryError(f"geometry field '{name}' is {_brief(value)}; it must be a finite number")
     return number
+
+
+def _brief(value: Any) -> str:
+    return reprlib.repr(value)[:80]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Callable
@@ -10,11 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from runtime import bundle as room
-from runtime.bundle import Bundle, digest
+from runtime.bundle import Bundle
 from runtime.errors import BundleError
 
 
@@ -55,17 +51,10 @@ def test_altered_manifest_is_told_by_its_digest(folder: Path, key: str) -> None:
         Bundle.open(folder)
 
 
-@pytest.mark.parametrize("version", [2, 0, "1", None, [1]])
+@pytest.mark.parametrize("version", [2, 0, "1", 1.0, True, None, [1], "x" * 10_000])
 def test_unknown_format(folder: Path, version: object, rewrite: Callable[[Path, Callable[[dict[str, Any]], object]], None]) -> None:
     rewrite(folder, lambda m: m.update(format=version))
     with pytest.raises(BundleError, match=r"manifest\.json has format .*reads format 1"):
-        Bundle.open(folder)
-
-
-@pytest.mark.parametrize("key", sorted(room._REQUIRED.keys() - {"format", "digest"}))
-def test_missing_field_is_named(folder: Path, key: str, rewrite: Callable[[Path, Callable[[dict[str, Any]], object]], None]) -> None:
-    rewrite(folder, lambda m: m.pop(key))
-    with pytest.raises(BundleError, match=f"lacks '{key}'"):
         Bundle.open(folder)
 
 
@@ -78,7 +67,7 @@ def test_missing_digest(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../outside.txt", "/etc/hostname", "sub/file", "..", ".", "", ".hidden", "..\\outside", "C:\\x", "C:x", "a:stream", "x\0y"]
+    "name", ["../outside.txt", "/etc/hostname", "sub/file", "..", ".", "", ".hidden", "..\\outside", "C:\\x", "C:x", "a:stream"]
 )
 def test_names_that_lead_out_of_the_bundle_are_refused(
     folder: Path, name: str, rewrite: Callable[[Path, Callable[[dict[str, Any]], object]], None]
@@ -91,42 +80,53 @@ def test_names_that_lead_out_of_the_bundle_are_refused(
     assert repr(name) in str(caught.value)
 
 
-@pytest.mark.parametrize("entry", [None, 3, [], {}, {"sha256": None}, "x"])
-def test_files_without_hash_are_refused(
-    folder: Path, entry: object, rewrite: Callable[[Path, Callable[[dict[str, Any]], object]], None]
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CON",
+        "nul.onnx",
+        "Com1",
+        "lpt9.tar.gz",
+        "a.",
+        "a ",
+        "a\n",
+        "a*",
+        "a?",
+        "a|b",
+        '"',
+        "<",
+        "x" * 129,
+        "ü.onnx",
+        "\ud800",
+        "x\0y",
+        "x" * 300,
+    ],
+)
+def test_names_that_not_every_system_can_store_are_refused(
+    folder: Path, name: str, rewrite: Callable[[Path, Callable[[dict[str, Any]], object]], None]
 ) -> None:
-    rewrite(folder, lambda m: m["files"].update({"denoiser.onnx": entry}))
-    with pytest.raises(BundleError, match=r"lacks the sha256 of 'denoiser\.onnx'"):
+    rewrite(folder, lambda m: m["files"].update({name: m["files"]["golden.npz"]}))
+    with pytest.raises(BundleError, match=r"which not every system can store; do not use|is not JSON \(.*(surrogates|the name )") as caught:
+        Bundle.open(folder)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["Golden.NPZ", "manifest.json", "MANIFEST.JSON"])
+def test_names_that_some_systems_take_for_one_are_refused(
+    folder: Path, name: str, rewrite: Callable[[Path, Callable[[dict[str, Any]], object]], None]
+) -> None:
+    rewrite(folder, lambda m: m["files"].update({name: m["files"]["golden.npz"]}))
+    with pytest.raises(BundleError, match=f"names the file '{name}' twice"):
         Bundle.open(folder)
 
 
-def test_network_files(folder: Path, rewrite: Callable[[Path, Callable[[dict[str, Any]], object]], None]) -> None:
-    opened = Bundle.open(folder)
+def test_network_files(small_bundle: Path) -> None:
+    opened = Bundle.open(small_bundle)
     assert opened.network_file("denoiser", "fp32") == "denoiser.onnx"
     with pytest.raises(BundleError, match="has no denoiser in fp16; it has fp32"):
         opened.network_file("denoiser", "fp16")
     with pytest.raises(BundleError, match="has no surrogate in fp32; it has none"):
         opened.network_file("surrogate", "fp32")
-    for entry in (None, 3, {}, {"files": 3}, {"files": {"fp32": 3}}):
-        rewrite(folder, lambda m, entry=entry: m["networks"].update(denoiser=entry))  # type: ignore[misc]
-        with pytest.raises(BundleError, match="the network 'denoiser' lacks its files"):
-            Bundle.open(folder)
-
-
-@pytest.mark.parametrize("key", ["scheduler", "steps", "guidance_scale"])
-def test_incomplete_sampling_settings(folder: Path, key: str, rewrite: Callable[[Path, Callable[[dict[str, Any]], object]], None]) -> None:
-    rewrite(folder, lambda m: m["sampling"].pop(key))
-    with pytest.raises(BundleError, match=f"'sampling' lacks '{key}'"):
-        Bundle.open(folder)
-
-
-@pytest.mark.parametrize(("key", "value"), [("window", [0]), ("window", [0, -1]), ("window", ["0", 0]), ("sample_shape", [1, 5])])
-def test_shapes_that_are_none(
-    folder: Path, key: str, value: list[object], rewrite: Callable[[Path, Callable[[dict[str, Any]], object]], None]
-) -> None:
-    rewrite(folder, lambda m: m.update({key: value}))
-    with pytest.raises(BundleError, match=f"'{key}' is "):
-        Bundle.open(folder)
 
 
 def test_geometry_and_condition_errors_name_the_field(
@@ -137,37 +137,5 @@ def test_geometry_and_condition_errors_name_the_field(
         Bundle.open(folder)
     rewrite(folder, lambda m: m["geometry"].update(wavelength_nm=1550.0))
     rewrite(folder, lambda m: m["condition"].pop("mean_R"))
-    with pytest.raises(BundleError, match="mean_R"):
+    with pytest.raises(BundleError, match=r"manifest\.json lacks 'condition/mean_R'"):
         Bundle.open(folder)
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
-    max_leaves=6,
-)
-
-
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_any_manifest_with_a_good_digest_ends_in_success_or_a_bundle_error(folder: Path, data: st.DataObject) -> None:
-    """A digest proves that nothing was altered since it was made, not that what was written makes sense."""
-    original = json.loads((folder / "manifest.json").read_text())
-    manifest = copy.deepcopy(original)
-    place: Any = manifest
-    key = data.draw(st.sampled_from(["format", "geometry", "condition", "networks", "sampling", "files", "window", "sample_shape"]))
-    while isinstance(place[key], dict) and place[key] and data.draw(st.booleans()):
-        place, key = place[key], data.draw(st.sampled_from(sorted(place[key])))
-    place[key] = data.draw(JSON)
-    manifest["digest"] = digest(manifest)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    try:
-        opened = Bundle.open(folder)
-        for network in opened.manifest["networks"]:
-            opened.read(opened.network_file(network, "fp32"))
-        opened.json("scheduler_config.json")
-        opened.arrays("golden.npz")
-    except BundleError as error:
-        assert str(error).strip()  # noqa: PT017
-    finally:
-        (folder / "manifest.json").write_text(json.dumps(original))
