@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from runtime.backends import open_network
+from runtime.backends import Model, open_networks
 
 from .onnx import Part
 
@@ -22,7 +22,7 @@ def measure(name: str, part: Part, model: bytes, inputs: Mapping[str, np.ndarray
     Args:
         inputs: arrays with at least ``max(BATCHES)`` rows.
     """
-    network = open_network(model, name, "onnxruntime", "cpu")
+    network = open_networks({name: Model(f"{name}.onnx", ("fp32",), lambda _: model)}, "onnxruntime", "cpu", "fp32").networks[name]
     rows: dict[str, Any] = {}
     for batch in BATCHES:
         arrays = {key: np.ascontiguousarray(value[:batch]) for key, value in inputs.items()}

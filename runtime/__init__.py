@@ -8,6 +8,8 @@ Importing this package needs NumPy alone; engines, SciPy, gdstk and matplotlib l
 
 from __future__ import annotations
 
+import logging
+
 from .design import Design
 from .errors import BackendError, BundleError, Cancelled, DataError, GeometryError, MetascatterError, TargetError
 from .geometry import Geometry
@@ -30,3 +32,6 @@ __all__ = [
     "__version__",
     "load",
 ]
+
+# Messages go to whoever listens, and not to stderr where nobody does.
+logging.getLogger(__name__).addHandler(logging.NullHandler())

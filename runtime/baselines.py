@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,28 +13,17 @@ import numpy as np
 
 from .data import DataSet
 from .errors import DataError
-from .files import write_json
+from .files import cache_directory, write_json
 from .geometry import Geometry
 from .score import misrouted_power
 from .target import Target
 from .version import __version__
 
-__all__ = ["cache_directory", "nearest_training", "random_scores"]
+__all__ = ["nearest_training", "random_scores"]
 
 _FORMAT = 1
 _STREAM = 0x72616E646F6D  # not the stream data sets are drawn from: a data set of the same seed would hold its own answers
 _FLIPS = ((1, 1), (-1, 1), (1, -1), (-1, -1))
-
-
-def cache_directory() -> Path:
-    """Where this user's rebuildable files belong: ``METASCATTER_CACHE`` if set, else the platform's cache folder."""
-    if os.environ.get("METASCATTER_CACHE"):
-        return Path(os.environ["METASCATTER_CACHE"])
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "metascatter" / "cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "metascatter"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metascatter"
 
 
 def random_scores(
@@ -60,7 +48,7 @@ def random_scores(
         size: n of the n x n patterns.
         geometry: arrangement and solver settings.
         count, seed: how many patterns, and of which draw.
-        cache_dir: None is :func:`cache_directory`.
+        cache_dir: None is ``files.cache_directory()``.
         workers, cancel: as for ``solve_many``.
 
     Raises:

@@ -6,12 +6,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from . import options
 from .console import Bars, Group, check_writable, status
 from .errors import DataError
 from .version import __version__
@@ -28,42 +28,6 @@ def main() -> None:
     group(prog_name="metascatter")
 
 
-_bundle = click.option("--bundle", type=click.Path(path_type=Path), help="Bundle folder; default: the one that ships with metascatter.")
-_as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout and nothing else.")
-_workers = click.option("--workers", type=click.IntRange(1), help="Parallel solves; default: one per core.")
-_seed = click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Same seed, same result.")
-
-
-def _options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def decorate(function: Any) -> Any:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return decorate
-
-
-_backend = _options(
-    click.option("--backend", type=click.Choice(["auto", "onnxruntime"]), default="auto", show_default=True),
-    click.option(
-        "--device",
-        type=click.Choice(["auto", "cpu", "cuda"]),
-        default="auto",
-        show_default=True,
-        help="A device named is never replaced by another.",
-    ),
-    click.option("--precision", type=click.Choice(["auto", "fp32"]), default="auto", show_default=True),
-)
-
-_sampling = _options(
-    click.option("-n", "n", type=click.IntRange(1), default=64, show_default=True, help="Candidates sampled per target."),
-    click.option("--steps", type=click.IntRange(1), help="Denoising steps; default: the bundle's."),
-    click.option("--scheduler", type=click.Choice(["ddpm", "ddim", "dpmsolver++"]), help="Default: the bundle's."),
-    click.option("--guidance-scale", type=float, help="Classifier-free guidance, 1 + w of the papers; default: the bundle's."),
-    _backend,
-)
-
-
 @group.command()
 @click.argument("targets", nargs=-1, required=True, metavar="TARGET...", type=click.Path(path_type=Path))
 @click.option(
@@ -73,30 +37,28 @@ _sampling = _options(
     type=click.Path(path_type=Path),
     help="Folder for the designs; several targets get one folder each.",
 )
-@_bundle
+@options.bundle
 @click.option("--top", type=click.IntRange(1), default=4, show_default=True, help="Designs kept per target.")
-@_sampling
-@_seed
+@options.candidates
+@options.sampling
+@options.engine
+@options.seed
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Solve Maxwell's equations for the candidates and rank by it.")
 @click.option(
     "--convention",
     type=click.Choice(["lab", "metascatter"]),
     help="Index convention of .mat targets; default: the file's own, else the lab's.",
 )
-@_workers
-@_as_json
+@options.workers
+@options.as_json
 def infer(
     targets: tuple[Path, ...],
     directory: Path,
     bundle: Path | None,
     top: int,
     n: int,
-    steps: int | None,
-    scheduler: str | None,
-    guidance_scale: float | None,
-    backend: str,
-    device: str,
-    precision: str,
+    settings: dict[str, Any],
+    engine: dict[str, Any],
     seed: int,
     verify: bool,
     convention: str | None,
@@ -119,7 +81,7 @@ def infer(
     if twice is not None:
         raise DataError(f"two targets are called '{twice}' and would share one folder; rename one")
     check_writable(directory)
-    with load(bundle, backend, device, precision) as sampler:
+    with load(bundle, **engine) as sampler:
         # Every target is read and checked before the first one costs any time.
         wanted = [sampler.check(Target.load(path, convention)) for path in targets]
         results = []
@@ -131,10 +93,8 @@ def infer(
                     target,
                     n=n,
                     top=top,
-                    steps=steps,
-                    guidance_scale=guidance_scale,
                     seed=seed,
-                    scheduler=scheduler,
+                    **settings,
                     verify=verify,
                     workers=workers,
                     on_step=bars.step,
@@ -157,7 +117,7 @@ def infer(
                 status(f"{file} was not written: install metascatter[{extra}] to have it")
             if not as_json:
                 click.echo(report.table(designs, target))
-                click.echo(f"{n} candidates in {seconds:.1f} s on {sampler.device}")
+                click.echo(f"{n} candidates in {seconds:.1f} s by {sampler.choice}")
                 click.echo(report.files(saved.paths))
     if as_json:
         click.echo(json.dumps(results if len(results) > 1 else results[0], indent=2))
@@ -167,8 +127,8 @@ def infer(
 @click.argument("designs_path", metavar="DESIGNS.npz", type=click.Path(path_type=Path))
 @click.option("--target", "target_path", required=True, type=click.Path(path_type=Path), help="What the designs were made for.")
 @click.option("--convention", type=click.Choice(["lab", "metascatter"]), help="Index convention of a .mat target.")
-@_workers
-@_as_json
+@options.workers
+@options.as_json
 def verify(designs_path: Path, target_path: Path, convention: str | None, workers: int | None, as_json: bool) -> None:
     """Solve Maxwell's equations again for designs and score them against a target.
 
@@ -194,7 +154,7 @@ def verify(designs_path: Path, target_path: Path, convention: str | None, worker
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The .npz to write.")
 @click.option("--count", type=click.IntRange(1), help="How many random patterns to solve.")
 @click.option("--patterns", type=click.Path(path_type=Path), help="Solve the patterns of this .npz (keys xx, h) instead.")
-@_seed
+@options.seed
 @click.option(
     "--height-nm",
     type=(float, float),
@@ -210,7 +170,7 @@ def verify(designs_path: Path, target_path: Path, convention: str | None, worker
 @click.option("--period-nm", type=click.FloatRange(0, min_open=True), default=4000.0, show_default=True, help="Of the cell, along x and y.")
 @click.option("--wavelength-nm", type=click.FloatRange(0, min_open=True), default=1550.0, show_default=True)
 @click.option("--index", type=click.FloatRange(0, min_open=True), default=3.48, show_default=True, help="Of pillars and substrate.")
-@_workers
+@options.workers
 def simulate(
     out: Path,
     count: int | None,
@@ -252,17 +212,19 @@ def simulate(
 
 @group.command()
 @click.option("--data", "data_path", required=True, type=click.Path(path_type=Path), help="Held-out data set.")
-@_bundle
+@options.bundle
 @click.option("--limit", type=click.IntRange(1), help="Only the first so many targets.")
 @click.option("--oracle-limit", type=click.IntRange(1), help="Solve all candidates only for the first so many targets.")
 @click.option("--train-data", type=click.Path(path_type=Path), help="Training data, for the nearest-sample baseline.")
 @click.option(
     "--convention", type=click.Choice(["lab", "metascatter"]), default="lab", show_default=True, help="Index convention of .mat data."
 )
-@_sampling
-@_seed
-@_workers
-@_as_json
+@options.candidates
+@options.sampling
+@options.engine
+@options.seed
+@options.workers
+@options.as_json
 def evaluate(
     data_path: Path,
     bundle: Path | None,
@@ -271,12 +233,8 @@ def evaluate(
     train_data: Path | None,
     convention: str,
     n: int,
-    steps: int | None,
-    scheduler: str | None,
-    guidance_scale: float | None,
-    backend: str,
-    device: str,
-    precision: str,
+    settings: dict[str, Any],
+    engine: dict[str, Any],
     seed: int,
     workers: int | None,
     as_json: bool,
@@ -293,7 +251,7 @@ def evaluate(
 
     held_out = data.load(data_path, convention)
     training = data.load(train_data, convention) if train_data is not None else None
-    with load(bundle, backend, device, precision) as sampler:
+    with load(bundle, **engine) as sampler:
         result = scores.evaluate(
             held_out,
             sampler,
@@ -302,19 +260,17 @@ def evaluate(
             n=n,
             seed=seed,
             train_data=training,
-            steps=steps,
-            scheduler=scheduler,
-            guidance_scale=guidance_scale,
             workers=workers,
+            **settings,
         )
     click.echo(json.dumps(result, indent=2) if as_json else scores.table(result))
 
 
 @group.command()
-@_bundle
-@_backend
-@_as_json
-def bench(bundle: Path | None, backend: str, device: str, precision: str, as_json: bool) -> None:
+@options.bundle
+@options.engine
+@options.as_json
+def bench(bundle: Path | None, engine: dict[str, Any], as_json: bool) -> None:
     """Time the network, the loop around it and the solver on this machine.
 
     \b
@@ -323,14 +279,14 @@ def bench(bundle: Path | None, backend: str, device: str, precision: str, as_jso
     from . import bench as stopwatch
     from .sampler import load
 
-    with load(bundle, backend, device, precision) as sampler:
+    with load(bundle, **engine) as sampler:
         result = stopwatch.measure(sampler)
     click.echo(json.dumps(result, indent=2) if as_json else stopwatch.text(result))
 
 
 @group.command()
-@_bundle
-@_as_json
+@options.bundle
+@options.as_json
 def doctor(bundle: Path | None, as_json: bool) -> None:
     """What is installed, which devices answer and why not, and whether the bundle passes its self-test.
 

@@ -52,6 +52,19 @@ class Design:
     candidate: int
     geometry: Geometry
 
+    def efficiency(self, kind: str, m: int, n: int) -> float:
+        """The achieved efficiency of order (m, n) of ``kind`` "R" or "T".
+
+        Raises:
+            DataError: the design was not solved, or not for this order.
+        """
+        if self.R is None or self.T is None:
+            raise DataError("this design was not solved, so nobody knows its efficiencies; sample it with verify=True")
+        maps, orders = self.R if kind == "R" else self.T, len(self.R) // 2
+        if max(abs(m), abs(n)) > orders:
+            raise DataError(f"the design holds orders from -{orders} to {orders}; {kind}({m},{n}) is not among them")
+        return float(maps[m + orders, n + orders])
+
 
 @dataclasses.dataclass(frozen=True)
 class Saved:

@@ -1,4 +1,4 @@
-"""What is installed, which devices answer and why not, and whether a bundle passes its self-test."""
+"""What is installed, which engines answer on which devices and why not, and whether a bundle passes its self-test on each."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import platform
 from importlib import metadata
 from typing import Any
 
-import numpy as np
-
-from . import backends
+from . import backends, selftest
 from .bundle import Bundle
-from .errors import BundleError, MetascatterError
+from .errors import MetascatterError
+from .sampler import models
 from .version import __version__
 
-# What the runtime can use, and the extra that brings it (None: always there).
+# What the runtime can use, and the extra that brings it (None: always there; "" for a package of its own).
 PACKAGES = {
     "numpy": None,
     "scipy": None,
@@ -22,17 +21,22 @@ PACKAGES = {
     "tqdm": None,
     "onnxruntime": "cpu",
     "onnxruntime-gpu": "gpu",
+    "onnxruntime-openvino": "",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "rtx",
+    "cuda-python": "tensorrt",
     "matplotlib": "lab",
     "gdstk": "lab",
     "h5py": "lab",
 }
-TOLERANCE = 1e-3  # max abs difference from the golden outputs: between engines and processors, not between runs
 
 
 def examine(bundle: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     """A report as plain JSON values; ``report["ok"]`` says whether a design can be made here.
 
-    Never raises for what is missing: that is what it reports.
+    Never raises for what is missing: that is what it reports. Every engine that answers runs the bundle's golden inputs in every
+    precision it and the bundle have.
     """
     packages = {}
     for name, extra in PACKAGES.items():
@@ -46,88 +50,91 @@ def examine(bundle: str | os.PathLike[str] | None = None) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),
         "packages": packages,
-        "devices": [],
+        "engines": [],
+        "auto": None,
         "bundle": None,
     }
     opened = None
     try:
         opened = Bundle.open(bundle)
+        for name in opened.manifest["files"]:
+            opened.read(name)
         recipe = opened.manifest.get("recipe")
         title = recipe.get("name") if isinstance(recipe, dict) else None
-        report["bundle"] = {"path": str(opened.path), "recipe": title, **self_test(opened)}
+        report["bundle"] = {"path": str(opened.path), "recipe": title, "ok": True}
     except MetascatterError as error:
         report["bundle"] = {"path": None if bundle is None else str(bundle), "ok": False, "problem": str(error)}
-    report["devices"] = [_device(backend, device, opened) for backend in backends.BACKENDS for device in ("cpu", "cuda")]
+        opened = None
+    for backend, engine in backends.BACKENDS.items():
+        for device in engine.devices:
+            report["engines"] += _engine(opened, backend, device)
+    if opened is not None:
+        try:
+            found = backends.open_networks(models(opened))
+        except MetascatterError as error:
+            report["bundle"].update(ok=False, problem=str(error))
+        else:
+            report["auto"] = {**found.choice._asdict(), "reason": found.reason}
+            result = selftest.compare(opened, found.networks)
+            for network in found.networks.values():
+                network.close()
+            report["bundle"].update(result)
     report["ok"] = report["bundle"]["ok"]
     return report
 
 
-def self_test(bundle: Bundle, backend: str = "auto", device: str = "auto") -> dict[str, Any]:
-    """Every file against its hash, every network against the golden outputs.
-
-    Returns:
-        ``ok``, and ``networks`` with the largest difference of each, or ``problem`` with the sentence that says what failed.
-    """
+def _engine(bundle: Bundle | None, backend: str, device: str) -> list[dict[str, Any]]:
+    """A row for each precision an engine offers on a device, or one that says why there is none."""
     try:
-        for name in bundle.manifest["files"]:
-            bundle.read(name)
-        golden = bundle.arrays("golden.npz")
-        differences = {}
-        for name in bundle.manifest["networks"]:
-            file = bundle.network_file(name, "fp32")
-            network = backends.open_network(bundle.read(file), file, backend, device)
-            found = network({key.split(".in.")[1]: value for key, value in golden.items() if key.startswith(f"{name}.in.")})
-            # Not Python's max, which passes over a NaN that is not the first.
-            worst = float(np.max([np.abs(found[key] - golden[f"{name}.out.{key}"]).max() for key in found]))
-            finite = bool(np.isfinite(worst))
-            differences[name] = {"device": network.device, "largest_difference": worst if finite else None}
-            network.close()
-            if not worst <= TOLERANCE:
-                what = f"differs from its golden outputs by {worst:.1e}, more than {TOLERANCE:.0e}" if finite else "gives values not finite"
-                return {"ok": False, "networks": differences, "problem": f"{file} {what}; do not trust designs from this machine"}
+        refusal = backends.engine(backend).why_not(backend, device)
+        offered = backends.engine(backend).precisions(backend, device) if refusal is None else ()
     except MetascatterError as error:
-        return {"ok": False, "problem": str(error)}
-    except KeyError as error:
-        return {"ok": False, "problem": f"golden.npz of {bundle.path} lacks {error}; export the bundle again"}
-    except (IndexError, ValueError) as error:
-        return {"ok": False, "problem": f"golden.npz of {bundle.path} does not fit the networks ({error}); export the bundle again"}
-    return {"ok": True, "networks": differences}
-
-
-def _device(backend: str, device: str, bundle: Bundle | None) -> dict[str, Any]:
-    """Whether an engine answers on a device, with the reason where it does not."""
-    import importlib
-
-    try:
-        reason = importlib.import_module(f".backends.{backend}", __package__).why_not(device)
-    except MetascatterError as error:
-        reason = str(error)
-    if reason is None and device != "cpu":
-        # Only a session shows whether the driver and libraries are there.
+        refusal, offered = str(error), ()
+    if refusal is not None:
+        return [{"backend": backend, "device": device, "precision": None, "ok": False, "reason": refusal}]
+    rows = []
+    for precision in offered:
+        row: dict[str, Any] = {"backend": backend, "device": device, "precision": precision, "ok": False, "reason": None}
+        rows.append(row)
+        if bundle is None:
+            row["reason"] = "not tried, for want of a bundle"
+            continue
+        if any(backends.file_precision(precision, model.precisions) is None for model in models(bundle).values()):
+            row["reason"] = f"the bundle has no {precision} files; export it with --{precision}"
+            continue
         try:
-            if bundle is None:
-                raise BundleError("not tried, for want of a bundle")
-            file = bundle.network_file("denoiser", "fp32")
-            backends.open_network(bundle.read(file), file, backend, device).close()
+            found = backends.open_networks(models(bundle), backend, device, precision)
         except MetascatterError as error:
-            reason = str(error)
-    return {"backend": backend, "device": device, "ok": reason is None, "reason": reason}
+            row["reason"] = str(error)
+            continue
+        result = selftest.compare(bundle, found.networks)
+        for network in found.networks.values():
+            network.close()
+        row.update(ok=result["ok"], reason=result.get("problem"), networks=result["networks"])
+    return rows
 
 
 def text(report: dict[str, Any]) -> str:
     """The report for people."""
     lines = [f"metascatter {report['metascatter']}, Python {report['python']}, {report['system']}, {report['cpus']} CPUs", "", "packages"]
     for name, entry in report["packages"].items():
-        missing = f"not installed (extra '{entry['extra']}')"
-        lines.append(f"  {name:<18}{entry['version'] or missing}")
-    lines += ["", "devices"]
-    for entry in report["devices"]:
-        lines.append(f"  {entry['backend']:<13}{entry['device']:<6}{'ready' if entry['ok'] else 'no: ' + entry['reason']}")
-    bundle = report["bundle"]
+        missing = f"not installed (extra '{entry['extra']}')" if entry["extra"] else "not installed"
+        lines.append(f"  {name:<22}{entry['version'] or missing}")
+    lines += ["", "engines"]
+    told: dict[tuple[str, str], list[str]] = {}
+    for row in report["engines"]:
+        if row["ok"]:
+            worst = max(entry["relative_difference"] for entry in row["networks"].values())
+            found = f"ready, {worst:.0e} from the golden outputs"
+        else:
+            found = f"no: {row['reason']}"
+        where = f"{row['device']} {row['precision'] or ''}".strip()
+        told.setdefault((row["backend"], found), []).append(where)
+    for (backend, found), places in told.items():
+        lines.append(f"  {backend:<22}{', '.join(places):<15}{found}")
+    bundle, auto = report["bundle"], report["auto"]
+    if auto is not None:
+        lines += ["", f"auto takes {auto['backend']} on {auto['device']} in {auto['precision']}, the fastest of those that are ready"]
     lines += ["", f"bundle {bundle['path'] or '(none)'}"]
-    for name, entry in bundle.get("networks", {}).items():
-        worst = entry["largest_difference"]
-        found = "gives values not finite" if worst is None else f"differs from its golden outputs by {worst:.1e}"
-        lines.append(f"  {name:<13}{entry['device']:<6}{found}")
     lines.append("  self-test passed" if bundle["ok"] else f"  self-test failed: {bundle['problem']}")
     return "\n".join(lines)

@@ -41,11 +41,9 @@ def evaluate(
     train_data: DataSet | None = None,
     progress: bool = True,
     cache_dir: str | os.PathLike[str] | None = None,
-    steps: int | None = None,
-    scheduler: str | None = None,
-    guidance_scale: float | None = None,
     cancel: threading.Event | Callable[[], bool] | None = None,
     workers: int | None = None,
+    **given: Any,
 ) -> dict[str, Any]:
     """Scores of a sampler on a data set; the scattering of each sample is a target, and its pattern one that meets it.
 
@@ -61,10 +59,10 @@ def evaluate(
         seed: target i is sampled with seed + i; the random baseline draws its own patterns of the same seed.
         train_data: for the baseline of the nearest training sample; None leaves it out.
         progress: a bar on stderr, where that is a terminal.
-        cache_dir: where the random baseline is kept; None is ``baselines.cache_directory()``.
-        steps, scheduler, guidance_scale: the sampler's settings; None leaves them to it.
+        cache_dir: where the random baseline is kept; None is ``files.cache_directory()``.
         cancel: an event, or a callable that says True, to stop.
         workers: threads of the solver; None is one per core.
+        given: the sampler's settings (``steps``, ``scheduler``, ``guidance_scale`` and so on); None leaves them to it.
 
     Returns:
         Plain JSON values. ``targets``; ``ranked`` (the best of the candidates that ranking picks and has solved); ``refined`` (None:
@@ -93,7 +91,6 @@ def evaluate(
     targets = [
         Target.from_arrays(data.Rm[i], data.Tm[i], float(data.h[i]), name=f"sample {i}", geometry=data.geometry) for i in range(count)
     ]
-    given = {"steps": steps, "scheduler": scheduler, "guidance_scale": guidance_scale}
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     stop = cancel if cancel is None or callable(cancel) else cancel.is_set
     if stop is not None:

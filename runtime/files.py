@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,17 @@ def write_npz(path: str | os.PathLike[str], **arrays: np.ndarray) -> None:
     # Given a name, savez would append .npz to one that does not end so, and leave the temporary empty.
     with atomic_file(path) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+
+
+def cache_directory() -> Path:
+    """Where this user's rebuildable files belong: ``METASCATTER_CACHE`` if set, else the platform's cache folder."""
+    if os.environ.get("METASCATTER_CACHE"):
+        return Path(os.environ["METASCATTER_CACHE"])
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "metascatter" / "cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "metascatter"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metascatter"
 
 
 def _beside(path: Path, suffix: str) -> Path:

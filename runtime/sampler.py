@@ -1,7 +1,9 @@
-"""The loop: seeds -> noise -> steps -> binary patterns, and from there to ranked, verified designs."""
+"""A bundle in an engine: seeds -> noise -> steps -> binary patterns, and from there to ranked, verified designs."""
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -9,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from . import backends
+from . import backends, search, selftest
 from .bundle import Bundle
 from .design import Design
-from .errors import BackendError, BundleError, Cancelled, TargetError
+from .errors import BundleError, Cancelled, TargetError
+from .loop import Guidance, denoise
 from .schedulers import Plan, plan
-from .score import misrouted_power
-from .search import unique
 from .target import Target, check_height, check_orders
 
-BATCH = 64  # candidates of one network call; cut by the candidate's index alone
-PRECISIONS = ("auto", "fp32")
+# A network keeps about this many times its inputs and outputs alive (measured on the spectral network and the seed's UNet);
+# half of the free memory is left to everybody else.
+_ALIVE = 64
 
 Stop = Callable[[], bool]
 OnStep = Callable[[int, int, np.ndarray], None]
@@ -31,41 +33,72 @@ def load(
     device: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
+    concurrency: int = 1,
+    self_test: bool = False,
 ) -> Sampler:
     """Open a bundle, check every file it uses against its hash, and load its networks into an engine.
 
     Args:
         bundle: a directory that ``cli.py export`` wrote; None is the bundle that ships with metascatter.
-        backend: ``auto`` or a word of ``backends.BACKENDS``.
-        device: ``auto``, ``cpu`` or ``cuda``; a GPU asked for by name is never replaced by the CPU.
-        precision: ``auto`` or ``fp32``.
+        backend: a word of ``backends.BACKENDS``, or ``auto`` for the fastest that is installed and works.
+        device: ``cpu``, ``cuda``, ``gpu`` or ``npu`` (Intel's), or ``auto``; a device asked for by name is never replaced.
+        precision: ``fp32``, ``fp16``, ``bf16``, ``int8``, or ``auto`` for what the device does best among what the bundle has.
         threads: CPU threads of the engine; None leaves it to the engine.
+        concurrency: how many of the program's own threads will sample at a time; engines share out the cores by it.
+        self_test: compare every network with the bundle's golden outputs before anything is sampled.
 
     Raises:
-        BundleError: missing, altered or unknown bundle, or one without that precision.
+        BundleError: missing, altered or unknown bundle, one without that precision, or one that fails its self-test.
         BackendError: the engine or device is not there.
     """
-    return Sampler(Bundle.open(bundle), backend, device, precision, threads)
+    sampler = Sampler(Bundle.open(bundle), backend, device, precision, threads, concurrency)
+    if self_test:
+        try:
+            selftest.require(sampler.bundle, sampler.networks)
+        except BaseException:
+            sampler.close()
+            raise
+    return sampler
+
+
+def models(bundle: Bundle) -> dict[str, backends.Model]:
+    """The networks of a bundle as engines take them: their bytes are read, and checked, when one is opened."""
+
+    def model(name: str, files: Mapping[str, str]) -> backends.Model:
+        return backends.Model(f"{name}.onnx", tuple(files), lambda precision: bundle.network(name, precision))
+
+    return {name: model(name, entry["files"]) for name, entry in bundle.manifest["networks"].items()}
 
 
 class Sampler:
-    """A bundle in an engine. A context manager; several threads may use it at once."""
+    """A bundle in an engine. A context manager; any number of threads may use it at once.
+
+    Every call has a context of the engine to itself (buffers, and on a GPU a stream and a captured graph), taken from a pool that grows
+    to as many as are in use at a time; nothing waits for a lock. ``choice`` says which backend, device and precision answer, and
+    ``reason`` why.
+    """
 
     def __init__(
-        self, bundle: Bundle, backend: str = "auto", device: str = "auto", precision: str = "auto", threads: int | None = None
+        self,
+        bundle: Bundle,
+        backend: str = "auto",
+        device: str = "auto",
+        precision: str = "auto",
+        threads: int | None = None,
+        concurrency: int = 1,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise BundleError(f"there is no precision '{precision}' in this version; choose {', '.join(PRECISIONS)}")
         self.bundle = bundle
-        self.precision = "fp32" if precision == "auto" else precision
         self.scheduler_config = bundle.json("scheduler_config.json")
-        self.networks: dict[str, backends.Network] = {}
-        for name in bundle.manifest["networks"]:
-            file = bundle.network_file(name, self.precision)
-            self.networks[name] = backends.open_network(bundle.read(file), file, backend, device, threads)
-        if "denoiser" not in self.networks:
-            raise BundleError(f"the bundle {bundle.path} has no denoiser; export it again")
-        self.device = self.networks["denoiser"].device
+        wanted = models(bundle)
+        if precision not in backends.PRECISIONS:
+            raise BundleError(f"there is no precision '{precision}'; choose {', '.join(backends.PRECISIONS)}")
+        for name, model in wanted.items():
+            if precision != "auto" and backends.file_precision(precision, model.precisions) is None:
+                raise BundleError(f"the bundle {bundle.path} has no {name} in {precision}; it has {', '.join(model.precisions)}")
+        self.networks, self.choice, self.reason = backends.open_networks(
+            wanted, backend, device, precision, backends.Load(threads, concurrency)
+        )
+        self.backend, self.device, self.precision = self.choice
 
     def __enter__(self) -> Sampler:
         return self
@@ -74,22 +107,32 @@ class Sampler:
         self.close()
 
     def close(self) -> None:
-        """Release the engine; the sampler cannot be used afterwards."""
+        """Release the engine; the sampler cannot be used afterwards. Runs in other threads end with a BackendError or finish."""
         for network in self.networks.values():
             network.close()
 
-    def warmup(self, batch: int = BATCH) -> None:
-        """Run every network once, so that the first design does not pay for the engine's preparations."""
-        count = 2 * self.bundle.condition.orders + 1
-        nothing = np.zeros((1, count, count))
+    def warmup(self, n: int | None = None) -> None:
+        """Run every network once at the batch that ``n`` candidates take, so that the first design does not pay for preparations."""
+        side = 2 * self.bundle.condition.orders + 1
+        nothing = np.zeros((1, side, side))
         arrays = self.encode(self.bundle.condition.arrays(nothing, nothing, np.array([self.bundle.condition.height_range_nm[0]])))
-        self.networks["denoiser"](
-            {
-                "sample": np.zeros((batch, *self.bundle.manifest["sample_shape"]), np.float32),
-                "timestep": np.zeros(batch, np.int64),
-                **_repeat(arrays, batch),
-            }
-        )
+        batch = min(n or self.batch_size(), self.batch_size())
+        sample = np.zeros((batch, *self.bundle.manifest["sample_shape"]), np.float32)
+        with self.networks["denoiser"].bind(arrays, batch) as call:
+            call({"sample": sample, "timestep": np.zeros(batch, np.int64)})
+
+    def batch_size(self, asked: int | None = None) -> int:
+        """Candidates of one network call: what is asked for, else what the engine is best fed with and the memory free now allows.
+
+        Raises:
+            TargetError: less than one.
+        """
+        if asked is not None:
+            if asked < 1:
+                raise TargetError(f"the batch size is {asked}; it must be at least 1")
+            return asked
+        denoiser = self.networks["denoiser"]
+        return max(1, min(denoiser.batch_size, _free_memory() // (2 * _ALIVE * denoiser.row_bytes)))
 
     def plan(self, steps: int | None = None, scheduler: str | None = None, eta: float | None = None) -> Plan:
         """The sampling table for these settings; what is None comes from the bundle.
@@ -101,6 +144,21 @@ class Sampler:
         if eta is None:
             eta = float(default.get("eta", 0.0)) if scheduler in (None, default["scheduler"]) else 0.0
         return plan(self.scheduler_config, default["steps"] if steps is None else steps, scheduler or default["scheduler"], eta)
+
+    def guidance(self, scale: float | None = None, interval: tuple[float, float] | None = None) -> Guidance:
+        """Classifier-free guidance with these settings; what is None comes from the bundle.
+
+        Raises:
+            TargetError: a scale that is not finite, or an interval of noise levels that is empty.
+        """
+        default = self.bundle.manifest["sampling"]
+        scale = float(default["guidance_scale"] if scale is None else scale)
+        low, high = (float(value) for value in (interval or default.get("guidance_interval") or (0.0, math.inf)))
+        if not math.isfinite(scale):
+            raise TargetError(f"guidance_scale is {scale}; it must be a finite number, 1 is no guidance")
+        if not 0 <= low <= high:
+            raise TargetError(f"the guidance interval is {low:g} to {high:g}; expected two noise levels, 0 <= lowest <= highest")
+        return Guidance(scale, (low, high))
 
     def check(self, target: Target) -> Target:
         """The target in the bundle's number of orders, once it is sure that this bundle can be asked for it.
@@ -123,6 +181,11 @@ class Sampler:
             target.R[None], target.T[None], np.array([target.height_nm]), target.mask_R[None], target.mask_T[None]
         )
 
+    def encode(self, condition: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the denoiser sees of a condition: the encoder runs once per target."""
+        encoder = self.networks.get("encoder")
+        return dict(condition) if encoder is None else encoder(condition)
+
     def sample(self, condition: Mapping[str, np.ndarray], n: int, **settings: Any) -> np.ndarray:
         """n samples for one condition, (n, *sample_shape) float32: all of :meth:`stream`, with its settings and errors."""
         return np.concatenate(list(self.stream(condition, n, **settings)))
@@ -137,6 +200,8 @@ class Sampler:
         scheduler: str | None = None,
         eta: float | None = None,
         guidance_scale: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        batch_size: int | None = None,
         stop: Stop | None = None,
         on_step: OnStep | None = None,
     ) -> Iterator[np.ndarray]:
@@ -146,16 +211,18 @@ class Sampler:
             condition: arrays of a batch of 1, from :meth:`condition`.
             n: how many.
             seed: candidate i's noise depends on (seed, i) alone.
-            steps, scheduler, eta, guidance_scale: None takes the bundle's. The guidance scale is in diffusers' convention,
-                1 + w of the papers (arXiv 2207.12598).
+            steps, scheduler, eta, guidance_scale, guidance_interval: None takes the bundle's; see :meth:`plan` and
+                :class:`loop.Guidance`. The guidance scale is in diffusers' convention, 1 + w of the papers.
+            batch_size: candidates of one network call; None is :meth:`batch_size`. Results do not depend on it, to the engine's rounding.
             stop: asked before every step; True ends the work.
-            on_step: called with (step, total, current estimate) after every step; what it raises reaches the caller.
+            on_step: called with (step, total, estimate) after every step: ``estimate`` (batch, *sample_shape) is the network's view of
+                the finished samples of the batch at work, a pillar where it is above 0. What it raises reaches the caller.
 
         Yields:
-            (up to ``BATCH``, *sample_shape) float32.
+            (up to the batch size, *sample_shape) float32.
 
         Raises:
-            TargetError: n, seed or guidance scale out of range.
+            TargetError: n, seed, batch size or guidance out of range.
             BundleError: unknown scheduler, or steps it cannot take.
             Cancelled: ``stop`` said so.
         """
@@ -163,15 +230,16 @@ class Sampler:
             raise TargetError(f"n is {n}; ask for at least one candidate")
         if not 0 <= seed < 1 << 63:
             raise TargetError(f"the seed is {seed}; it must be a whole number from 0 to 2^63 - 1")
-        table = self.plan(steps, scheduler, eta)
-        scale = float(self.bundle.manifest["sampling"]["guidance_scale"] if guidance_scale is None else guidance_scale)
-        if not np.isfinite(scale):
-            raise TargetError(f"guidance_scale is {scale}; it must be a finite number, 1 is no guidance")
+        table, guidance, size = (
+            self.plan(steps, scheduler, eta),
+            self.guidance(guidance_scale, guidance_interval),
+            self.batch_size(batch_size),
+        )
         arrays = self.encode(condition)
-        free = self.encode(self.bundle.condition.unconditional(condition)) if scale != 1 else None
-        total = table.num_steps * -(-n // BATCH)
-        for batch, first in enumerate(range(0, n, BATCH)):
-            candidates = range(first, min(first + BATCH, n))
+        free = self.encode(self.bundle.condition.unconditional(condition)) if guidance.scale != 1 else None
+        total = table.num_steps * -(-n // size)
+        for batch, first in enumerate(range(0, n, size)):
+            candidates = range(first, min(first + size, n))
 
             def step_done(k: int, estimate: np.ndarray, done: int = batch * table.num_steps) -> None:
                 if stop is not None and stop():
@@ -179,7 +247,8 @@ class Sampler:
                 if on_step is not None and k >= 0:
                     on_step(done + k + 1, total, estimate)
 
-            yield self._run(table, arrays, free, scale, seed, candidates, step_done)
+            shape = tuple(self.bundle.manifest["sample_shape"])
+            yield denoise(self.networks["denoiser"], table, shape, arrays, free, guidance, seed, candidates, step_done)
 
     def patterns(self, samples: np.ndarray) -> np.ndarray:
         """Binary patterns (n, N, N) uint8 of samples (n, *sample_shape): a pillar where the sample is above 0."""
@@ -188,8 +257,8 @@ class Sampler:
         return (samples[:, 0, row : row + size, column : column + size] > 0).astype(np.uint8)
 
     def propose(self, target: Target, n: int = 64, **settings: Any) -> np.ndarray:
-        """n candidate patterns (n, N, N) uint8 for a target, in candidate order; settings as for :meth:`sample`."""
-        return self.patterns(self.sample(self.condition(target), n, **settings))
+        """n candidate patterns (n, N, N) uint8 for a target, in candidate order; settings as for :meth:`stream`."""
+        return np.concatenate([self.patterns(part) for part in self.stream(self.condition(target), n, **settings)])
 
     def design(
         self,
@@ -204,6 +273,9 @@ class Sampler:
         on_step: OnStep | None = None,
         *,
         scheduler: str | None = None,
+        eta: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        batch_size: int | None = None,
         verify: bool = True,
         workers: int | None = None,
         on_solve: Callable[[int, int], None] | None = None,
@@ -213,9 +285,10 @@ class Sampler:
         Args:
             target: what the light should do.
             n, top: candidates sampled and designs returned, best first.
-            steps, scheduler, guidance_scale: None takes the bundle's.
+            steps, scheduler, eta, guidance_scale, guidance_interval, batch_size: as for :meth:`stream`.
             seed: same seed, same designs.
-            deadline_s: stop solving after this many seconds and rank what is solved by then; at least one candidate is solved.
+            deadline_s: return the best found after this many seconds. Candidates are then sampled and solved in small batches, so that
+                there soon is one; at least one is solved, so the call may last one network call and one solve longer.
             cancel: a ``threading.Event`` or anything with ``is_set``.
             on_step: (step, total, estimate) while sampling; on_solve: (solved, total) while solving.
             verify: False skips the solver: designs come in candidate order without scattering or score.
@@ -225,72 +298,21 @@ class Sampler:
             TargetError: the bundle cannot be asked for this target.
             Cancelled: ``cancel`` was set.
         """
-        from .physics.verify import solve_until
-
-        start = time.monotonic()
+        end = None if deadline_s is None else time.monotonic() + deadline_s
+        settings = {
+            "steps": steps,
+            "scheduler": scheduler,
+            "eta": eta,
+            "guidance_scale": guidance_scale,
+            "guidance_interval": guidance_interval,
+            "batch_size": batch_size,
+        }
         stop = cancel.is_set if cancel is not None else None
-        target = self.check(target)
-        patterns = self.propose(
-            target, n, seed=seed, steps=steps, scheduler=scheduler, guidance_scale=guidance_scale, stop=stop, on_step=on_step
-        )
-        kept = unique(patterns)
-        geometry = self.bundle.geometry
-        if not verify:
-            return [Design(patterns[i], target.height_nm, None, None, None, False, seed, int(i), geometry) for i in kept[:top]]
-        end = None if deadline_s is None else start + deadline_s
-        R, T = solve_until(end, patterns[kept], target.height_nm, geometry, target.orders, workers, stop, on_solve)
-        kept = kept[: len(R)]
-        scores = np.asarray(misrouted_power(R, T, target))
-        best = np.argsort(scores, kind="stable")[:top]
-        return [Design(patterns[kept[i]], target.height_nm, R[i], T[i], float(scores[i]), True, seed, int(kept[i]), geometry) for i in best]
-
-    def encode(self, condition: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What the denoiser sees of a condition: the encoder runs once per target."""
-        encoder = self.networks.get("encoder")
-        return dict(condition) if encoder is None else encoder(condition)
-
-    def _run(
-        self,
-        table: Plan,
-        arrays: Mapping[str, np.ndarray],
-        free: Mapping[str, np.ndarray] | None,
-        scale: float,
-        seed: int,
-        candidates: range,
-        step_done: Callable[[int, np.ndarray], None],
-    ) -> np.ndarray:
-        """One batch through all steps."""
-        count = len(candidates)
-        shape = (count, *self.bundle.manifest["sample_shape"])
-        # One counter-based generator per candidate: its noise does not depend on who shares the batch.
-        generators = [np.random.Generator(np.random.Philox(key=[seed, candidate])) for candidate in candidates]
-        noise = np.empty(shape, np.float32)
-
-        def draw() -> np.ndarray:
-            for row, generator in zip(noise, generators, strict=True):
-                generator.standard_normal(out=row, dtype=np.float32)
-            return noise
-
-        sample = table.start(draw().copy())
-        history = table.new_history(shape)
-        inputs = _repeat(arrays, count)
-        if free is not None:
-            inputs = {key: np.concatenate([value, inputs[key]]) for key, value in _repeat(free, count).items()}
-        step_done(-1, sample)
-        for k, timestep in enumerate(table.timesteps):
-            doubled = sample if free is None else np.concatenate([sample, sample])
-            given = {"sample": doubled, "timestep": np.full(len(doubled), timestep, np.int64), **inputs}
-            output = self.networks["denoiser"](given)["output"]
-            if free is not None:
-                # diffusers' convention: unconditional + scale * (conditional - unconditional).
-                output = output[:count] + np.float32(scale) * (output[count:] - output[:count])
-            estimate = table.step(k, output, sample, draw() if table.needs_noise[k] else None, history)
-            step_done(k, estimate)
-        if not np.isfinite(sample).all():
-            raise BackendError(f"the network returned numbers that are not finite on {self.device}; run 'metascatter doctor'")
-        return sample
+        return search.best_designs(self, self.check(target), n, top, seed, settings, end, stop, verify, workers, on_step, on_solve)
 
 
-def _repeat(arrays: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-    """A batch of 1 as a batch of ``count``."""
-    return {key: np.ascontiguousarray(np.broadcast_to(value, (count, *value.shape[1:]))) for key, value in arrays.items()}
+def _free_memory() -> int:
+    """Bytes that can be had without swapping, as far as the system says."""
+    with contextlib.suppress(OSError, ValueError, StopIteration, IndexError), open("/proc/meminfo", encoding="ascii") as lines:
+        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+    return 1 << 62

@@ -13,6 +13,7 @@ import math
 import os
 import reprlib
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,17 @@ class Target:
         from .target_files import read
 
         return read(Path(path), convention)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any], name: str = "target") -> Target:
+        """A target from the fields of a ``.json`` one: ``{"height_nm": 300, "orders": {"T(1,0)": 0.4, "R(0,0)": 0.05}}``.
+
+        Raises:
+            TargetError: naming the field, what was found and what was expected.
+        """
+        from .target_files import from_fields
+
+        return from_fields(fields, name, name)
 
     def resized(self, orders: int) -> Target:
         """The same target with maps of half-width M = ``orders``.

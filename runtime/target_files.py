@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import re
 import reprlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def read(path: Path, convention: str | None) -> Target:
     """
     if convention is not None and convention not in CONVENTIONS:
         raise TargetError(f"the index convention is '{convention}'; it must be {' or '.join(CONVENTIONS)}")
-    readers = {".npz": _read_npz, ".mat": _read_mat, ".json": lambda path, convention: _read_json(path)}
+    readers = {".npz": _read_npz, ".mat": _read_mat, ".json": lambda path, convention: from_fields(_document(path), str(path), path.stem)}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise TargetError(f"{path} ends in '{path.suffix}'; a target is a .mat, .npz or .json file")
@@ -105,30 +106,34 @@ def _text(value: np.ndarray) -> str:
     return str(value.ravel()[0]) if value.size == 1 else str(value)
 
 
-def _read_json(path: Path) -> Target:
-    fields = _document(path)
-    unknown = [name for name in fields if name not in _FIELDS]
+def from_fields(fields: Mapping[str, Any], where: str, name: str) -> Target:
+    """The target a JSON document's fields describe; ``where`` is what errors call the document.
+
+    Raises:
+        TargetError: as :func:`read`.
+    """
+    unknown = [field for field in fields if field not in _FIELDS]
     if unknown:
-        raise TargetError(f"{path} has the unknown field {reprlib.repr(unknown[0])}; the fields are {', '.join(_FIELDS)}")
-    for name in ("height_nm", "orders"):
-        if name not in fields:
-            raise TargetError(f"{path} lacks the field '{name}'; a target has height_nm and orders")
-    height = _number(path, "height_nm", fields["height_nm"])
-    wanted = _orders(path, fields["orders"])
+        raise TargetError(f"{where} has the unknown field {reprlib.repr(unknown[0])}; the fields are {', '.join(_FIELDS)}")
+    for field in ("height_nm", "orders"):
+        if field not in fields:
+            raise TargetError(f"{where} lacks the field '{field}'; a target has height_nm and orders")
+    height = _number(where, "height_nm", fields["height_nm"])
+    wanted = _orders(where, fields["orders"])
     others = fields.get("others", "any")
     if others != "any" and (isinstance(others, bool) or others != 0):
-        raise TargetError(f"{path}: 'others' is {reprlib.repr(others)}; it must be \"any\" or 0")
+        raise TargetError(f"{where}: 'others' is {reprlib.repr(others)}; it must be \"any\" or 0")
     try:
         geometry = Geometry.from_dict(fields["geometry"]) if "geometry" in fields else None
     except GeometryError as error:
-        raise TargetError(f"{path}: {error}") from None
+        raise TargetError(f"{where}: {error}") from None
     M = max([_ORDERS, *(max(abs(m), abs(n)) for _, m, n in wanted)])
     maps = {kind: np.zeros((2 * M + 1, 2 * M + 1)) for kind in "RT"}
     masks = {kind: np.full((2 * M + 1, 2 * M + 1), others != "any") for kind in "RT"}
     for (kind, m, n), value in wanted.items():
         maps[kind][m + M, n + M] = value
         masks[kind][m + M, n + M] = True
-    return checked(str(path), ("orders", "orders", "height_nm"), maps["R"], maps["T"], height, masks["R"], masks["T"], path.stem, geometry)
+    return checked(where, ("orders", "orders", "height_nm"), maps["R"], maps["T"], height, masks["R"], masks["T"], name, geometry)
 
 
 def _document(path: Path) -> dict[str, Any]:
@@ -155,26 +160,26 @@ def _document(path: Path) -> dict[str, Any]:
     return document
 
 
-def _orders(path: Path, value: Any) -> dict[tuple[str, int, int], float]:
+def _orders(where: str, value: Any) -> dict[tuple[str, int, int], float]:
     """Efficiency by (kind, m, n)."""
     example = '{"T(1,0)": 0.4}'
     if not isinstance(value, dict):
-        raise TargetError(f"{path}: 'orders' is {reprlib.repr(value)}; it must be an object such as {example}")
+        raise TargetError(f"{where}: 'orders' is {reprlib.repr(value)}; it must be an object such as {example}")
     wanted: dict[tuple[str, int, int], float] = {}
     for name, efficiency in value.items():
         match = _ORDER.fullmatch(name)
         if match is None:
-            raise TargetError(f"{path}: 'orders' names {reprlib.repr(name)}; write an order as T(m,n) or R(m,n), such as {example}")
+            raise TargetError(f"{where}: 'orders' names {reprlib.repr(name)}; write an order as T(m,n) or R(m,n), such as {example}")
         order = (match[1], int(match[2]), int(match[3]))
         if max(abs(order[1]), abs(order[2])) > _HIGHEST_ORDER:
-            raise TargetError(f"{path}: 'orders' names {name}; m and n must lie between -{_HIGHEST_ORDER} and {_HIGHEST_ORDER}")
+            raise TargetError(f"{where}: 'orders' names {name}; m and n must lie between -{_HIGHEST_ORDER} and {_HIGHEST_ORDER}")
         if order in wanted:
-            raise TargetError(f"{path}: 'orders' gives {reprlib.repr(name)} twice; keep one")
-        wanted[order] = _number(path, f"orders.{name}", efficiency)
+            raise TargetError(f"{where}: 'orders' gives {reprlib.repr(name)} twice; keep one")
+        wanted[order] = _number(where, f"orders.{name}", efficiency)
     return wanted
 
 
-def _number(path: Path, field: str, value: Any) -> float:
+def _number(where: str, field: str, value: Any) -> float:
     if not isinstance(value, bool) and isinstance(value, int | float):
         try:
             number = float(value)
@@ -182,4 +187,4 @@ def _number(path: Path, field: str, value: Any) -> float:
             number = float("inf")
         if np.isfinite(number):
             return number
-    raise TargetError(f"{path}: '{field}' is {reprlib.repr(value)}; it must be a finite number")
+    raise TargetError(f"{where}: '{field}' is {reprlib.repr(value)}; it must be a finite number")

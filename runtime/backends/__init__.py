@@ -1,81 +1,203 @@
-"""Engines that evaluate a network. Each is one file with one door: ``open_network``.
+"""Engines that evaluate a network. Each is one file with the same three doors, and ``open_networks`` is the one in front of them.
 
-A network is a callable from named arrays to named arrays; whoever holds it knows nothing else about the engine.
+An engine module has
+
+- ``why_not(backend, device) -> str | None``: why it cannot be used there, as far as can be told without a model;
+- ``precisions(backend, device) -> tuple[str, ...]``: what it computes in there, what it does best first;
+- ``open_network(content, name, choice, load) -> Network``: loads the bytes of an ONNX file, or raises BackendError.
+
+Whoever holds a :class:`Network` knows nothing else about the engine.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from typing import Protocol
-
-import numpy as np
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping
+from types import ModuleType
+from typing import NamedTuple
 
 from ..errors import BackendError
+from .network import Binding, Context, Network, Signature, check_inputs
 
-BACKENDS = {"onnxruntime": "cpu"}  # engine -> the extra that installs it
-DEVICES = ("auto", "cpu", "cuda")
+__all__ = [
+    "BACKENDS",
+    "BUCKETS",
+    "DEVICES",
+    "PRECISIONS",
+    "Binding",
+    "Choice",
+    "Load",
+    "Context",
+    "Model",
+    "Network",
+    "Opened",
+    "Signature",
+    "candidates",
+    "check_inputs",
+    "file_precision",
+    "open_networks",
+]
 
 
-class Network(Protocol):
-    """One network on one device; thread-safe."""
+class Engine(NamedTuple):
+    """Where an engine's code is, the extra that installs it, and the devices it may run on."""
 
+    module: str
+    extra: str
+    devices: tuple[str, ...]
+
+
+BACKENDS = {
+    "onnxruntime": Engine("onnxruntime", "cpu", ("cuda", "cpu")),
+    "openvino": Engine("openvino", "openvino", ("gpu", "cpu", "npu")),
+    "tensorrt": Engine("tensorrt", "tensorrt", ("cuda",)),
+    "onnxruntime-tensorrt": Engine("onnxruntime", "gpu", ("cuda",)),
+    "onnxruntime-openvino": Engine("onnxruntime", "", ("gpu", "cpu", "npu")),
+}
+DEVICES = ("auto", "cpu", "cuda", "gpu", "npu")  # gpu and npu are Intel's, through OpenVINO
+PRECISIONS = ("auto", "fp32", "fp16", "bf16", "int8")
+BUCKETS = (1, 8, 64, 128, 256)  # batch sizes that engines with fixed shapes are built for
+
+# What auto tries, the fastest first (bench/runtime.py measures them side by side); what is not listed runs when it is named.
+_AUTO = (("tensorrt", "cuda"), ("onnxruntime", "cuda"), ("openvino", "gpu"), ("openvino", "cpu"), ("onnxruntime", "cpu"))
+
+_log = logging.getLogger(__name__)
+
+
+class Model(NamedTuple):
+    """A network's ONNX files: what messages call it, which precisions there are, and how to get the checked bytes of one."""
+
+    name: str
+    precisions: Collection[str]
+    read: Callable[[str], bytes]
+
+
+class Choice(NamedTuple):
+    """An engine, a device and a precision to run in."""
+
+    backend: str
     device: str
+    precision: str
 
-    def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Arrays in, arrays out, all with the batch as first axis.
-
-        Raises:
-            BackendError: an input is missing, unknown, or of the wrong shape or dtype.
-        """
-
-    def close(self) -> None:
-        """Release the engine's memory; the network cannot be called afterwards."""
+    def __str__(self) -> str:
+        return f"{self.backend} on {self.device} in {self.precision}"
 
 
-def open_network(model: bytes, name: str, backend: str = "auto", device: str = "auto", threads: int | None = None) -> Network:
-    """Load the ONNX ``model`` (already checked against its hash) into an engine.
+class Load(NamedTuple):
+    """How an engine will be used: CPU threads of one call (None: the engine decides), and how many threads call it at a time."""
+
+    threads: int | None = None
+    concurrency: int = 1
+
+
+class Opened(NamedTuple):
+    """Networks in one engine, which choice that was, and why."""
+
+    networks: dict[str, Network]
+    choice: Choice
+    reason: str
+
+
+_ALONE = Load()
+
+
+def engine(backend: str) -> ModuleType:
+    """The module of a word of ``BACKENDS``."""
+    return importlib.import_module(f".{BACKENDS[backend].module}", __package__)
+
+
+def file_precision(precision: str, files: Collection[str]) -> str | None:
+    """The precision of the ONNX file that is read to compute in ``precision``, or None where ``files`` has none.
+
+    bf16 is rounded by the engine itself from the fp32 file; the others are files of their own.
+    """
+    wanted = "fp32" if precision == "bf16" else precision
+    return wanted if wanted in files else None
+
+
+def candidates(
+    backend: str = "auto", device: str = "auto", precision: str = "auto", files: Collection[str] = ("fp32",)
+) -> tuple[list[Choice], list[str]]:
+    """What may be tried, the fastest first, and a reason for everything that was asked for and cannot.
 
     Args:
-        model: the file's bytes; weights inside.
-        name: what error messages call it.
-        backend: a word of ``BACKENDS``, or ``auto`` for the fastest installed.
-        device: ``cpu``, ``cuda``, or ``auto`` for a GPU that answers and else the CPU.
-        threads: CPU threads of one call; None leaves it to the engine.
+        backend, device, precision: words of ``BACKENDS``, ``DEVICES`` and ``PRECISIONS``, or ``auto``.
+        files: precisions of the ONNX files there are.
 
     Raises:
-        BackendError: the engine is not installed, the device does not answer, or the model is refused.
+        BackendError: an unknown word, or a device the backend does not know.
     """
+    for kind, word, words in (("backend", backend, BACKENDS), ("device", device, DEVICES), ("precision", precision, PRECISIONS)):
+        if word != "auto" and word not in words:
+            raise BackendError(f"there is no {kind} '{word}'; choose auto or {', '.join(w for w in words if w != 'auto')}")
     if backend == "auto":
-        backend = "onnxruntime"
-    if backend not in BACKENDS:
-        raise BackendError(f"there is no backend '{backend}'; choose auto or {', '.join(BACKENDS)}")
-    if device not in DEVICES:
-        raise BackendError(f"there is no device '{device}'; choose {', '.join(DEVICES)}")
-    engine = importlib.import_module(f".{backend}", __package__)
-    return engine.open_network(model, name, device, threads)
+        tried: Iterable[tuple[str, str]] = _AUTO
+        if device == "npu":
+            tried = (("openvino", "npu"),)
+    else:
+        tried = ((backend, where) for where in BACKENDS[backend].devices if where != "npu" or device == "npu")
+    found: list[Choice] = []
+    reasons: list[str] = []
+    for word, where in tried:
+        if device not in ("auto", where):
+            continue
+        try:
+            refusal = engine(word).why_not(word, where)
+            offered = engine(word).precisions(word, where) if refusal is None else ()
+        except BackendError as error:
+            refusal, offered = str(error), ()
+        if refusal is not None:
+            reasons.append(f"{word} on {where}: {refusal}")
+            continue
+        fitting = [p for p in offered if precision in ("auto", p)]
+        if not fitting:
+            reasons.append(f"{word} on {where}: it computes in {', '.join(offered)} there, not in {precision}")
+            continue
+        able = [p for p in fitting if file_precision(p, files) is not None]
+        if not able:
+            reasons.append(f"{word} on {where}: the bundle has {', '.join(files)} alone; export it with --{fitting[0]}")
+            continue
+        found.append(Choice(word, where, able[0]))
+    if not found and not reasons:
+        raise BackendError(f"{backend} does not run on '{device}'; it runs on {', '.join(BACKENDS[backend].devices)}")
+    return found, reasons
 
 
-def check_inputs(name: str, declared: Mapping[str, tuple[tuple[int | None, ...], str]], inputs: Mapping[str, np.ndarray]) -> None:
-    """Compare ``inputs`` with what a model declares: per name its shape (None where free) and NumPy dtype name.
+def open_networks(
+    models: Mapping[str, Model], backend: str = "auto", device: str = "auto", precision: str = "auto", load: Load = _ALONE
+) -> Opened:
+    """Load networks (ONNX files already checked against their hashes) into one engine.
+
+    ``auto`` takes the fastest that is installed and works, and logs what it passed over and why. A device that was named is never
+    replaced by another.
+
+    Args:
+        models: by name; the precisions all of them have are what can be chosen from.
+        load: threads and concurrency to prepare for.
 
     Raises:
-        BackendError: naming the input, what was found and what was expected.
+        BackendError: nothing that was asked for is installed, answers and takes the models; the sentence says why for each.
     """
-    for key in inputs:
-        if key not in declared:
-            raise BackendError(f"{name} has no input '{key}'; its inputs are {', '.join(declared)}")
-    batches = set()
-    for key, (shape, dtype) in declared.items():
-        if key not in inputs:
-            raise BackendError(f"{name} lacks its input '{key}'; expected {', '.join(declared)}")
-        value = inputs[key]
-        fits = value.ndim == len(shape) and all(want in (None, have) for want, have in zip(shape, value.shape, strict=True))
-        if not fits:
-            wanted = ", ".join("batch" if i == 0 and s is None else str(s) for i, s in enumerate(shape))
-            raise BackendError(f"{name}: input '{key}' has shape {value.shape}; expected ({wanted})")
-        if value.dtype.name != dtype:
-            raise BackendError(f"{name}: input '{key}' has dtype {value.dtype.name}; expected {dtype}")
-        batches.add(value.shape[0])
-    if len(batches) > 1:
-        raise BackendError(f"{name}: inputs have batches of {sorted(batches)}; expected one batch size")
+    common = [p for p in PRECISIONS if models and all(p in model.precisions for model in models.values())]
+    choices, reasons = candidates(backend, device, precision, common)
+    for choice in choices:
+        networks: dict[str, Network] = {}
+        try:
+            for name, model in models.items():
+                content = model.read(str(file_precision(choice.precision, common)))
+                networks[name] = engine(choice.backend).open_network(content, model.name, choice, load)
+        except BackendError as error:
+            for network in networks.values():
+                network.close()
+            reasons.append(str(error))
+            continue
+        except BaseException:
+            for network in networks.values():
+                network.close()
+            raise
+        reason = "as asked for" if "auto" not in (backend, device, precision) else "the fastest that works here"
+        reason += "".join(f"; not {passed}" for passed in reasons)
+        _log.info("%s: %s", choice, reason)
+        return Opened(networks, choice, reason)
+    raise BackendError("; ".join(reasons))

@@ -139,15 +139,18 @@ def solve_until(
     cancel: Cancel = None,
     on_done: Callable[[int, int], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """:func:`solve_many` of as many of the first patterns as ``time.monotonic()`` < ``end`` allows, at least one a worker.
+    """:func:`solve_many` of as many of the first patterns as will be done when ``time.monotonic()`` is ``end``, at least one a worker.
 
-    ``end`` None solves them all. What is solved by then is solved exactly as without a limit.
+    ``end`` None solves them all. Solves are taken to last as long as the longest so far; each is exactly what it is without a limit.
     """
     group = len(patterns) if end is None else max(1, workers or default_workers())
     parts: list[tuple[np.ndarray, np.ndarray]] = []
+    longest, started = 0.0, time.monotonic()
     for first in range(0, len(patterns), group):
-        if parts and end is not None and time.monotonic() >= end:
-            break
+        if parts:
+            longest, started = max(longest, time.monotonic() - started), time.monotonic()
+            if end is not None and started + longest > end:
+                break
 
         def counted(done: int, _: int, before: int = first) -> None:
             if on_done is not None:

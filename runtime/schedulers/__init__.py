@@ -1,8 +1,9 @@
 """Noise schedules and samplers as plain NumPy arithmetic, configured by diffusers' own ``scheduler_config.json``.
 
-A sampler is a table. Whatever the method, one step turns the sample x, the network's output m and fresh noise z into
-the next sample by a linear combination whose coefficients depend on the step alone, so all of them are computed once,
-in float64, when the :class:`Plan` is built. What is left for the loop is a handful of in-place array operations::
+A sampler is a table. Whatever the method, one step turns the sample x, the network's output m, earlier estimates of the
+clean sample and fresh noise z into the next sample by a linear combination whose coefficients depend on the step alone, so
+all of them are computed once, in float64, when the :class:`Plan` is built. What is left for the loop is a handful of
+in-place array operations::
 
     run = plan(load_config(path), num_steps=20, scheduler="dpmsolver++")
     sample = run.start(noise)                                   # (B, ...) float32, overwritten in place from here on
@@ -11,8 +12,9 @@ in float64, when the :class:`Plan` is built. What is left for the loop is a hand
         z = fresh_noise() if run.needs_noise[k] else None
         estimate = run.step(k, network(sample, t), sample, z, history)
 
-``config.py`` says which options are read and which are refused, ``noise.py`` holds the schedules, ``samplers.py`` the
-methods, ``steps.py`` the arithmetic of one step.
+``config.py`` says which options are read and which are refused, ``noise.py`` holds the schedules, ``steps.py`` the arithmetic
+of one step. The methods: ``samplers.py`` those of the discrete chain, ``multistep.py`` those in log-SNR, ``karras.py`` those in
+sigma.
 """
 
 from __future__ import annotations
@@ -23,8 +25,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import BundleError
-from . import samplers
-from .config import DDIMOptions, DDPMOptions, DPMSolverOptions, Options, load_config, read_options
+from . import karras, multistep, samplers
+from .config import (
+    DDIMOptions,
+    DDPMOptions,
+    DPMSolverOptions,
+    EulerAncestralOptions,
+    EulerOptions,
+    HeunOptions,
+    LCMOptions,
+    Options,
+    UniPCOptions,
+    load_config,
+    read_options,
+)
 from .steps import Plan
 
 __all__ = ["SCHEDULERS", "Plan", "Scheduler", "load_config", "plan"]
@@ -45,31 +59,39 @@ class Scheduler(NamedTuple):
 SCHEDULERS: dict[str, Scheduler] = {
     "ddpm": Scheduler("DDPMScheduler", DDPMOptions, samplers.ddpm, None),
     "ddim": Scheduler("DDIMScheduler", DDIMOptions, samplers.ddim, 50),
-    "dpmsolver++": Scheduler("DPMSolverMultistepScheduler", DPMSolverOptions, samplers.dpmsolver_pp, 20),
+    "dpmsolver++": Scheduler("DPMSolverMultistepScheduler", DPMSolverOptions, multistep.dpmsolver_pp, 20),
+    "sde-dpmsolver++": Scheduler("DPMSolverMultistepScheduler", DPMSolverOptions, multistep.sde_dpmsolver_pp, 20),
+    "unipc": Scheduler("UniPCMultistepScheduler", UniPCOptions, multistep.unipc, 20),
+    "euler": Scheduler("EulerDiscreteScheduler", EulerOptions, karras.euler, 30),
+    "euler-ancestral": Scheduler("EulerAncestralDiscreteScheduler", EulerAncestralOptions, karras.euler_ancestral, 30),
+    "heun": Scheduler("HeunDiscreteScheduler", HeunOptions, karras.heun, 20),
+    "lcm": Scheduler("LCMScheduler", LCMOptions, samplers.lcm, 4),
 }
 
 
 def plan(config: Mapping[str, Any], num_steps: int | None = None, scheduler: str | None = None, eta: float = 0.0) -> Plan:
     """Build the table of one sampling run; it may be shared by any number of threads.
 
-    ``config`` is diffusers' ``scheduler_config.json`` (see :func:`load_config`). ``num_steps`` counts evaluations of
-    the network; None takes the method's customary number (ddpm all training timesteps, ddim 50, dpmsolver++ 20). It
-    is what is asked for: ``lambda_min_clipped`` may leave fewer, so trust ``len(plan.timesteps)``.
+    ``config`` is diffusers' ``scheduler_config.json`` (see :func:`load_config`). ``num_steps`` is diffusers'
+    ``num_inference_steps``; None takes the method's customary number (``Scheduler.default_steps``). The network is evaluated
+    ``plan.num_steps`` = ``len(plan.timesteps)`` times, which is the same but for heun, 2 num_steps - 1, and for
+    ``lambda_min_clipped``, which may leave fewer.
     ``scheduler`` is a word of ``SCHEDULERS``; it overrides the config's ``_class_name`` and keeps every option that the
-    new class knows, as diffusers' ``from_config`` does. ``eta`` in [0, 1] is DDIM's share of fresh noise.
+    new class knows, as diffusers' ``from_config`` does. dpmsolver++ and sde-dpmsolver++ are one class of diffusers; where
+    neither is named, the config's ``algorithm_type`` decides. ``eta`` in [0, 1] is DDIM's share of fresh noise.
 
     Raises ``BundleError``, naming the option, for whatever is missing, malformed or not supported.
     """
     class_name = config.get("_class_name")
-    words = {entry.class_name: word for word, entry in SCHEDULERS.items()}
-    known = isinstance(class_name, str) and class_name in words
     if scheduler is None:
-        if not known:
+        words = [word for word, entry in SCHEDULERS.items() if entry.class_name == class_name]
+        if not words:
+            known = ", ".join(dict.fromkeys(entry.class_name for entry in SCHEDULERS.values()))
             raise BundleError(
                 f"scheduler config: _class_name {class_name!r} is not supported; "
-                f"expected one of {', '.join(words)}, or name a scheduler: {', '.join(SCHEDULERS)}"
+                f"expected one of {known}, or name a scheduler: {', '.join(SCHEDULERS)}"
             )
-        word = words[str(class_name)]
+        word = next((word for word in words if word == config.get("algorithm_type")), words[0])
     elif scheduler in SCHEDULERS:
         word = scheduler
     else:
@@ -77,12 +99,11 @@ def plan(config: Mapping[str, Any], num_steps: int | None = None, scheduler: str
 
     entry = SCHEDULERS[word]
     options = read_options(entry.options, config, foreign=class_name != entry.class_name)
+    most = getattr(options, options.most_steps)
     if num_steps is None:
-        num_steps = min(entry.default_steps or options.num_train_timesteps, options.num_train_timesteps)
-    if not isinstance(num_steps, (int, np.integer)) or not 1 <= num_steps <= options.num_train_timesteps:
-        raise BundleError(
-            f"num_steps is {num_steps!r}; expected a whole number from 1 to num_train_timesteps = {options.num_train_timesteps}"
-        )
+        num_steps = min(entry.default_steps or most, most)
+    if not isinstance(num_steps, (int, np.integer)) or not 1 <= num_steps <= most:
+        raise BundleError(f"num_steps is {num_steps!r}; expected a whole number from 1 to {options.most_steps} = {most}")
     if not 0.0 <= eta <= 1.0:
         raise BundleError(f"eta is {eta!r}; expected a number from 0 (deterministic) to 1 (as much noise as DDPM)")
     if eta and word != "ddim":

@@ -12,9 +12,9 @@ import math
 import numpy as np
 
 from ..errors import BundleError
-from .config import DPMSolverOptions, Options
+from .config import KarrasOptions, LCMOptions, Options
 
-# float16's smallest subnormal: what DPM-Solver takes for "no signal left", so that its first noise level is finite.
+# float16's smallest subnormal: what diffusers' solvers take for "no signal left", so that their first noise level is finite.
 SMALLEST_ALPHA_CUMPROD = 2.0**-24
 # The steepest schedule in use, squaredcos_cap_v2, leaves 2e-9 after 1000 timesteps.
 DROWNED = 1e-20
@@ -39,10 +39,10 @@ def betas(options: Options) -> np.ndarray:
     return np.minimum(1.0 - signal[1:] / signal[:-1], 0.999)
 
 
-def alphas_cumprod(options: Options) -> np.ndarray:
+def alphas_cumprod(options: Options, rescale: bool | None = False) -> np.ndarray:
     """Share of the signal's variance left at each training timestep, (num_train_timesteps,), falling.
 
-    With ``rescale_betas_zero_snr`` sqrt(alphas_cumprod) is shifted and stretched so that its first value stays and its
+    ``rescale`` (``rescale_betas_zero_snr``) shifts and stretches sqrt(alphas_cumprod) so that its first value stays and its
     last one is exactly 0 (arXiv 2305.08891, algorithm 1).
 
     Raises ``BundleError`` when the betas drown the signal beyond what a float32 sample can hold.
@@ -53,60 +53,103 @@ def alphas_cumprod(options: Options) -> np.ndarray:
             f"scheduler config: the betas (beta_schedule, beta_start, beta_end, trained_betas) leave {signal[-1]:.0e} of the signal "
             f"at the last of {len(signal)} timesteps; expected at least {DROWNED:.0e}"
         )
-    if not options.rescale_betas_zero_snr:
+    if not rescale:
         return signal
     root = np.sqrt(signal)
     return ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
 
 
-def noise_levels(signal: np.ndarray) -> np.ndarray:
-    """sigma = sqrt((1 - alphas_cumprod) / alphas_cumprod), infinite where no signal is left; same shape."""
+def noise_levels(options: Options, rescale: bool | None = False) -> np.ndarray:
+    """sigma = sqrt((1 - alphas_cumprod) / alphas_cumprod) at each training timestep, (num_train_timesteps,), finite.
+
+    With ``rescale`` the last one is what a share of 2^-24 of the signal gives, as in diffusers' solvers.
+    """
+    signal = alphas_cumprod(options, rescale)
+    if rescale:
+        signal[-1] = SMALLEST_ALPHA_CUMPROD
+    return sigma(signal)
+
+
+def sigma(signal: np.ndarray) -> np.ndarray:
+    """Noise over signal for a share ``signal`` of the signal's variance, infinite where it is 0; same shape."""
     with np.errstate(divide="ignore"):
         return np.sqrt((1.0 - signal) / signal)
 
 
+def fresh(sigmas: np.ndarray, arrival: np.ndarray) -> np.ndarray:
+    """Share of the noise at ``arrival`` that a step of the SDE from ``sigmas`` draws anew: sqrt(1 - (arrival / sigmas)^2), (K,).
+
+    Raises ``BundleError`` where the noise rises, which such a step cannot do.
+    """
+    share = 1.0 - (arrival / sigmas) ** 2
+    if np.any(share < -1e-9):
+        k = int(np.argmin(share))
+        raise BundleError(
+            f"scheduler config: the noise level rises from {sigmas[k]:g} to {arrival[k]:g} in step {k} (final_sigmas_type, sigma_min, "
+            f"rescale_betas_zero_snr), which a method that adds fresh noise cannot follow; expected it to fall"
+        )
+    return np.sqrt(np.maximum(share, 0.0))  # a Karras ladder ends within a rounding of the schedule's own end
+
+
+# --- Timesteps ------------------------------------------------------------------------------------------------------
+
+
 def timesteps(options: Options, num_steps: int) -> np.ndarray:
     """The timesteps of DDPM and DDIM, (num_steps,) int64, falling (arXiv 2305.08891, table 2)."""
-    n = options.num_train_timesteps
-    if options.timestep_spacing == "linspace":
-        chosen = np.linspace(0, n - 1, num_steps).round()[::-1]
-    elif options.timestep_spacing == "leading":
-        chosen = np.arange(num_steps, dtype=np.float64)[::-1] * (n // num_steps) + options.steps_offset
-    else:
-        chosen = _trailing(n, n, num_steps)
-    return _checked(chosen, options, num_steps)
+    return _checked(_spaced(options, num_steps).round(), options, num_steps).astype(np.int64)
 
 
-def multistep_timesteps(options: DPMSolverOptions, signal: np.ndarray, num_steps: int) -> np.ndarray:
-    """The timesteps of DPM-Solver, (num_steps,) int64, falling.
+def fractional_timesteps(options: Options, num_steps: int) -> np.ndarray:
+    """The timesteps of the Euler and Heun classes, (num_steps,) float64, falling: DDPM's, but not rounded for linspace."""
+    return _checked(_spaced(options, num_steps), options, num_steps)
+
+
+def multistep_timesteps(options: Options, num_steps: int, last: int) -> np.ndarray:
+    """The timesteps of DPM-Solver and UniPC, (num_steps,) int64, falling, the first ``last`` of training being used.
 
     They differ from DDPM's: num_steps + 1 points are laid out and the one nearest to the data, where the last step
-    lands, is not visited. Timesteps whose half log signal-to-noise ratio lambda = -log(sigma) lies under
-    ``lambda_min_clipped`` are cut off first, which can leave fewer than ``num_steps`` with trailing spacing.
+    lands, is not visited. Trailing spacing gives fewer where ``last`` is less than num_train_timesteps.
     """
-    n = options.num_train_timesteps
-    last = n - int(np.count_nonzero(-np.log(noise_levels(signal)) < options.lambda_min_clipped))
-    if last < 1:
-        raise BundleError(f"scheduler config: lambda_min_clipped is {options.lambda_min_clipped}, which leaves no timestep to sample at")
     if options.timestep_spacing == "linspace":
         chosen = np.linspace(0, last - 1, num_steps + 1).round()[:0:-1]
     elif options.timestep_spacing == "leading":
         chosen = np.arange(num_steps + 1, dtype=np.float64)[:0:-1] * (last // (num_steps + 1)) + options.steps_offset
     else:
-        chosen = _trailing(last, n, num_steps)
-    return _checked(chosen, options, num_steps)
+        chosen = _trailing(last, options.num_train_timesteps, num_steps)
+    return _checked(chosen, options, num_steps).astype(np.int64)
 
 
-def karras_levels(options: Options, signal: np.ndarray, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Noise levels spread as EDM spreads them, and the timesteps nearest to them: (num_steps,) int64 and float64.
+def consistency_timesteps(options: LCMOptions, num_steps: int) -> np.ndarray:
+    """The timesteps of LCM, (num_steps,) int64, falling: evenly chosen among those of its distillation.
 
-    Timesteps may repeat where the noise levels lie closer together than the training schedule's. As in diffusers they
-    are rounded, and only truncated for ``squaredcos_cap_v2``.
+    These are the last of each of ``original_inference_steps`` equal parts of training (arXiv 2310.04378, section 4.3).
     """
-    sigmas = noise_levels(signal)
-    ends = sigmas[[-1, 0]] ** (1.0 / KARRAS_RHO)
-    ramp = np.linspace(0.0, 1.0, num_steps)
-    levels = (ends[0] + ramp * (ends[1] - ends[0])) ** KARRAS_RHO
+    k = options.num_train_timesteps // options.original_inference_steps
+    distilled = np.arange(options.original_inference_steps, 0, -1) * k - 1
+    return distilled[np.floor(np.linspace(0, len(distilled), num_steps, endpoint=False)).astype(np.int64)]
+
+
+def karras_levels(options: KarrasOptions, first: float, last: float, num_steps: int) -> np.ndarray:
+    """Noise levels spread as EDM spreads them, (num_steps,) float64, falling.
+
+    From ``first`` to ``last``, or from ``sigma_max`` to ``sigma_min`` where the options name them. Raises ``BundleError`` when
+    these would make the noise rise.
+    """
+    high = first if options.sigma_max is None else options.sigma_max
+    low = last if options.sigma_min is None else options.sigma_min
+    if low > high or (low == high and num_steps > 1):
+        raise BundleError(
+            f"scheduler config: with use_karras_sigmas the noise goes from sigma_max = {high:g} to sigma_min = {low:g}; expected it to fall"
+        )
+    ends = np.array([high, low]) ** (1.0 / KARRAS_RHO)
+    return (ends[0] + np.linspace(0.0, 1.0, num_steps) * (ends[1] - ends[0])) ** KARRAS_RHO
+
+
+def nearest_timesteps(levels: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
+    """Where training has these noise levels: float64 timesteps, interpolated in log(sigma) and kept within training's.
+
+    ``levels`` (K,) are sought among ``sigmas`` (num_train_timesteps,). Timesteps may repeat once they are rounded.
+    """
     # Not numpy.interp: the level set by hand where rescale_betas_zero_snr left no signal may lie under its neighbours',
     # and diffusers takes the last timestep whose level is not above the one sought.
     known, sought = np.log(sigmas), np.log(levels)
@@ -114,9 +157,16 @@ def karras_levels(options: Options, signal: np.ndarray, num_steps: int) -> tuple
     low = np.where(not_above.any(axis=0), len(known) - 1 - not_above[::-1].argmax(axis=0), 0)
     low = np.minimum(low, len(known) - 2)
     weight = np.clip((known[low] - sought) / (known[low] - known[low + 1]), 0.0, 1.0)
-    nearest = (1.0 - weight) * low + weight * (low + 1)
-    whole = np.trunc(nearest) if options.beta_schedule == "squaredcos_cap_v2" else nearest.round()
-    return whole.astype(np.int64), levels
+    return (1.0 - weight) * low + weight * (low + 1)
+
+
+def _spaced(options: Options, num_steps: int) -> np.ndarray:
+    n = options.num_train_timesteps
+    if options.timestep_spacing == "linspace":
+        return np.linspace(0, n - 1, num_steps)[::-1]
+    if options.timestep_spacing == "leading":
+        return np.arange(num_steps, dtype=np.float64)[::-1] * (n // num_steps) + options.steps_offset
+    return _trailing(n, n, num_steps)
 
 
 def _trailing(last: int, n: int, num_steps: int) -> np.ndarray:
@@ -129,17 +179,16 @@ def _trailing(last: int, n: int, num_steps: int) -> np.ndarray:
 
 
 def _checked(chosen: np.ndarray, options: Options, num_steps: int) -> np.ndarray:
-    """As int64, once it is sure that the network was trained at each timestep and that no step has zero length."""
-    whole = chosen.astype(np.int64)
+    """The same, once it is sure that the network was trained at each timestep and that no step has zero length."""
     n = options.num_train_timesteps
-    if whole[0] >= n:
+    if chosen[0] > n - 1:
         raise BundleError(
-            f"scheduler config: steps_offset {options.steps_offset} with {num_steps} steps asks for timestep {whole[0]}, "
+            f"scheduler config: steps_offset {options.steps_offset} with {num_steps} steps asks for timestep {chosen[0]:g}, "
             f"past the last trained one, {n - 1}; take fewer steps"
         )
-    if np.any(whole[1:] >= whole[:-1]):
+    if np.any(chosen[1:] >= chosen[:-1]):
         raise BundleError(
             f"num_steps {num_steps} visits a timestep twice with timestep_spacing {options.timestep_spacing!r} "
             f"over num_train_timesteps = {n}; take fewer steps"
         )
-    return whole
+    return chosen

@@ -10,10 +10,14 @@ from numpy.typing import DTypeLike
 # One row per evaluation of the network, all float64. First the estimate of the clean sample,
 #     x0 = gain (from_sample x + from_output m),   clipped or thresholded,
 # then the next sample,
-#     x <- sample x + output m + estimate x0 + previous (x0 of the step before) + noise z.
+#     x <- sample x + output m + estimate x0 + previous (x0 one step before) + earlier (x0 two before) + noise z.
+# That is all a step does, whatever the method: one that corrects the sample it arrived with (UniPC, Heun's second stage) only
+# knows more of where it came from by its new estimate, so the correction is a sum of estimates and folds into the same row.
 # The gain stands outside: near pure noise x and m almost cancel and the gain is large, so the difference has to be
 # taken before it is magnified (at alphas_cumprod = 1e-8 the other order loses a digit in float32).
-ROW = np.dtype([(name, np.float64) for name in ("from_sample", "from_output", "gain", "sample", "output", "estimate", "previous", "noise")])
+ROW = np.dtype(
+    [(name, np.float64) for name in ("from_sample", "from_output", "gain", "sample", "output", "estimate", "previous", "earlier", "noise")]
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,7 +52,7 @@ class Plan:
 
     @property
     def num_steps(self) -> int:
-        """Evaluations of the network in one run, K."""
+        """Evaluations of the network in one run, K: what diffusers calls num_inference_steps, but 2 N - 1 for N steps of Heun."""
         return len(self.timesteps)
 
     def start(self, noise: np.ndarray) -> np.ndarray:
@@ -79,10 +83,9 @@ class Plan:
         Raises ``ValueError`` when noise is needed and none is given.
         """
         # tolist() gives Python floats, which leave float32 arrays float32; NumPy's own float64 scalars would not.
-        from_sample, from_output, gain, by_sample, by_output, by_estimate, by_previous, by_noise = self.table[k].tolist()
+        from_sample, from_output, gain, by_sample, by_output, by_estimate, by_previous, by_earlier, by_noise = self.table[k].tolist()
         scratch = history[0]
-        estimate = history[1 + k % self.memory]
-        previous = history[1 + (k - 1) % self.memory]
+        estimate, previous, earlier = (history[1 + (k - age) % self.memory] for age in range(3))
 
         np.multiply(model_output, from_output, out=estimate)
         _add(estimate, from_sample, sample, scratch)
@@ -93,10 +96,12 @@ class Plan:
         elif self.clip is not None:
             np.clip(estimate, -self.clip, self.clip, out=estimate)
 
-        sample *= by_sample
+        if by_sample != 1.0:
+            sample *= by_sample
         _add(sample, by_output, model_output, scratch)
         _add(sample, by_estimate, estimate, scratch)
         _add(sample, by_previous, previous, scratch)
+        _add(sample, by_earlier, earlier, scratch)
         if by_noise:
             if noise is None:
                 raise ValueError(f"step {k} adds fresh noise (needs_noise[{k}] is True), but noise is None")

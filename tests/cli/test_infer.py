@@ -48,7 +48,7 @@ def test_infer_leaves_five_files_and_prints_a_table(
     assert "wanted" in lines[2]
     assert [line.split()[0] for line in lines[3:6]] == ["1", "2", "3"]
     assert all("verified" in line and "not verified" not in line for line in lines[3:6])
-    assert re.search(r"6 candidates in [0-9.]+ s on cpu", result.stdout)
+    assert re.search(r"6 candidates in [0-9.]+ s by (openvino|onnxruntime) on cpu in (fp32|bf16)", result.stdout)
     for name in FIVE:
         assert str(tmp_path / "out" / name) in result.stdout
     designs = read(tmp_path / "out" / "designs.npz")

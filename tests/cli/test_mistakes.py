@@ -166,7 +166,7 @@ def test_a_result_file_that_cannot_be_replaced(
         (["--device", "tpu"], 2, "--device"),
         (["--backend", "tensorflow"], 2, "--backend"),
         (["--precision", "fp8"], 2, "--precision"),
-        (["--scheduler", "euler"], 2, "--scheduler"),
+        (["--scheduler", "plms"], 2, "--scheduler"),
         (["--frobnicate"], 2, "--frobnicate"),
     ],
 )
@@ -210,7 +210,8 @@ def test_without_an_engine_infer_says_what_to_install(
     run: Callable[..., Result],
     sentence: Callable[..., str],
 ) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    for engine in ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, engine, None)
     said = sentence(run("infer", target, "--out", tmp_path / "out", "--bundle", small_bundle), 1)
     assert "metascatter[cpu]" in said
 
@@ -261,7 +262,7 @@ def test_mistakes_in_train_and_export(
         (lambda: run("train", "--data", small_data, "--out", small_run), "already holds a run; add --resume"),
         (lambda: run("export", tmp_path / "nowhere", "--out", tmp_path / "bundle"), "nowhere.*does not exist"),
         (lambda: run("export", small_run, "--out", tmp_path / "bundle", "--steps", 5000), "num_steps is 5000"),
-        (lambda: run("export", small_run, "--out", tmp_path / "bundle", "--scheduler", "euler"), "unknown scheduler 'euler'"),
+        (lambda: run("export", small_run, "--out", tmp_path / "bundle", "--scheduler", "plms"), "unknown scheduler 'plms'"),
         (lambda: run("export", small_run, "--out", tmp_path / "bundle", "--evaluation", tmp_path / "e.json"), r"e\.json cannot be read"),
     ]
     for act, words in cases:

@@ -17,7 +17,6 @@ import torch
 from export.bundle import export
 from runtime.bundle import Bundle, digest
 from runtime.data import load as load_data
-from runtime.doctor import self_test
 from runtime.errors import BundleError, DataError, TargetError
 from runtime.files import write_npz
 from runtime.sampler import load
@@ -72,8 +71,7 @@ def assert_fit_to_ship(
                 for output, row in outputs.items():
                     assert row["finite"] is True
                     assert 0 <= row["mean_abs"] <= row["max_abs"] <= 1e-4, f"{name}.{output} at batch {batch}"
-        result = self_test(opened, device="cpu")
-        assert result["ok"], result
+        load(bundle, "onnxruntime", "cpu", "fp32", self_test=True).close()
         assert set(found["versions"]) == {"metascatter", "torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "numpy"}
         assert found["window"] == [(found["sample_shape"][1] - found["pattern_size"]) // 2] * 2
 
@@ -118,7 +116,7 @@ def test_the_graphs_are_pytorchs_network_with_averaged_weights(small_run: Path, 
     network.eval()
     data = load_data(small_run / "calibration.npz")
     rng = np.random.default_rng(1)
-    with load(small_bundle, device="cpu") as sampler:
+    with load(small_bundle, "onnxruntime", "cpu") as sampler:
         for count in (1, 2, 33, 100):
             arrays = sampler.bundle.condition.arrays(data.Rm[:count], data.Tm[:count], data.h[:count])
             sample = rng.standard_normal((count, 1, 5, 5), np.float32)
@@ -207,7 +205,7 @@ def test_lab2023_exports_and_samples(
     assert found["sampling"] == {"scheduler": "ddpm", "steps": 1000, "guidance_scale": 1.0, "eta": 0.0}
     k = int(np.argmin(np.abs(data.h - 250)))
     full = Target.from_arrays(data.Rm[k], data.Tm[k], float(data.h[k]), name="full", geometry=data.geometry)
-    with load(bundle, device="cpu") as sampler:
+    with load(bundle, "onnxruntime", "cpu") as sampler:
         samples = sampler.sample(sampler.condition(full), 3, steps=3)
         assert samples.shape == (3, 1, 32, 32)
         patterns = sampler.patterns(samples)

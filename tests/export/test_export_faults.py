@@ -107,7 +107,7 @@ def test_a_folder_that_is_no_bundle_is_not_replaced(small_run: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("sampling", "words"),
     [
-        ({"scheduler": "euler"}, "unknown scheduler 'euler'"),
+        ({"scheduler": "plms"}, "unknown scheduler 'plms'"),
         ({"steps": 1001}, "num_steps is 1001"),
         ({"eta": 0.5, "scheduler": "ddpm"}, "only the scheduler ddim has an eta"),
         ({"guidance_scale": float("nan")}, "guidance_scale is nan"),

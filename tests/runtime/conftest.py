@@ -15,7 +15,7 @@ from runtime.bundle import digest
 from runtime.data import DataSet
 from runtime.data import load as load_data
 from runtime.sampler import Sampler, load
-from runtime.schedulers import Plan
+from runtime.schedulers import SCHEDULERS, Plan
 from runtime.target import Target
 
 # --- Bundles --------------------------------------------------------------------------------------------------------
@@ -51,7 +51,7 @@ def quick() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def sampler(small_bundle: Path) -> Iterator[Sampler]:
-    with load(small_bundle, device="cpu", threads=1) as opened:
+    with load(small_bundle, "onnxruntime", "cpu", threads=1) as opened:
         yield opened
 
 
@@ -109,6 +109,18 @@ def plain() -> Callable[[str], bool]:
 
 
 # --- Schedulers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def scheduler_config() -> Callable[..., dict[str, Any]]:
+    """The config that diffusers would write for a word of SCHEDULERS: DDPM's linear betas and what else is named."""
+
+    def scheduler_config(word: str, **options: Any) -> dict[str, Any]:
+        linear = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
+        form = {"algorithm_type": word} if word == "sde-dpmsolver++" else {}
+        return {"_class_name": SCHEDULERS[word].class_name, "_diffusers_version": "0.42.1", **linear, **form, **options}
+
+    return scheduler_config
 
 
 @pytest.fixture(scope="session")

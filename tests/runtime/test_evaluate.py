@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from runtime import baselines
-from runtime.baselines import cache_directory, nearest_training, random_scores
+from runtime.baselines import nearest_training, random_scores
 from runtime.data import DataSet
 from runtime.errors import Cancelled, DataError, MetascatterError
 from runtime.evaluate import _bands, _summary, evaluate, table
+from runtime.files import cache_directory
 from runtime.geometry import Geometry
 from runtime.physics.verify import solve_many
 from runtime.score import misrouted_power
@@ -153,7 +154,7 @@ def test_settings_reach_the_sampler(data, cache):
     assert sampler.calls[0]["guidance_scale"] == 1.5
     assert sampler.calls[0]["stop"]() is False
     assert "scheduler" not in sampler.calls[0]
-    assert result["sampler"] == {"steps": 5, "scheduler": None, "guidance_scale": 1.5}
+    assert result["sampler"] == {"steps": 5, "guidance_scale": 1.5}
     event.set()
     with pytest.raises(Cancelled):
         evaluate(data, sampler, n=2, progress=False, cache_dir=cache, cancel=event)

@@ -12,14 +12,31 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("runtime", "train", "export")
-HEAVY = ["torch", "diffusers", "scipy", "onnxruntime", "matplotlib", "gdstk", "h5py", "click", "tqdm", "train", "export", "cli"]
+HEAVY = [
+    "torch",
+    "diffusers",
+    "scipy",
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "tensorrt_rtx",
+    "cuda",
+    "matplotlib",
+    "gdstk",
+    "h5py",
+    "click",
+    "tqdm",
+    "train",
+    "export",
+    "cli",
+]
 ALLOWED = {
     "runtime": {"runtime"},
     "train": {"train", "runtime"},
     "export": {"export", "train", "runtime"},
 }
 # The command line is the one part of the runtime that may need click to be imported.
-COMMANDS = {"runtime/commands.py", "runtime/console.py"}
+COMMANDS = {"runtime/commands.py", "runtime/console.py", "runtime/options.py"}
 
 
 def python(code: str) -> str:

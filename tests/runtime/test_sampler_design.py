@@ -5,17 +5,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from runtime import search
 from runtime.data import DataSet
-from runtime.errors import Cancelled, TargetError
+from runtime.errors import BackendError, Cancelled, TargetError
 from runtime.geometry import Geometry
 from runtime.physics.rcwa import Solver
 from runtime.physics.verify import verify
-from runtime.sampler import Sampler
+from runtime.sampler import Sampler, load
 from runtime.score import misrouted_power
 from runtime.search import canonical
 from runtime.target import Target
@@ -84,14 +86,59 @@ def test_cancel_before_during_and_after_sampling(sampler: Sampler, target: Targe
 
 def test_deadline_leaves_at_least_one_verified_design(sampler: Sampler, target: Target, quick: dict[str, Any]) -> None:
     solved: list[tuple[int, int]] = []
-    found = sampler.design(target, 64, deadline_s=0.0, workers=1, on_solve=lambda *call: solved.append(call), **quick)
+    steps: list[int] = []
+    found = sampler.design(
+        target,
+        64,
+        deadline_s=0.0,
+        workers=1,
+        on_solve=lambda *call: solved.append(call),
+        on_step=lambda step, *rest: steps.append(step),
+        **quick,
+    )
+    assert steps == [1], "time was up after the first step"
     assert len(found) == len(solved) == 1
     assert solved[0][1] > 30, "and many more were there to solve"
     assert found[0].verified
     assert found[0].score is not None
     assert found[0].candidate == 0
-    whole = sampler.design(target, 64, top=64, deadline_s=1000.0, workers=1, **quick)
-    assert len(whole) == solved[0][1]
+    (unsolved,) = sampler.design(target, 64, top=1, deadline_s=0.0, verify=False, **quick)
+    np.testing.assert_array_equal(unsolved.pattern, found[0].pattern)
+
+
+def test_a_deadline_far_away_changes_nothing(sampler: Sampler, target: Target, quick: dict[str, Any]) -> None:
+    whole, hurried = (sampler.design(target, 30, top=30, deadline_s=end, **quick) for end in (None, 1000.0))
+    assert [(d.candidate, d.pattern.tobytes()) for d in whole] == [(d.candidate, d.pattern.tobytes()) for d in hurried]
+    assert [d.score for d in whole] == [d.score for d in hurried]
+
+
+def test_a_deadline_between_batches_returns_the_best_solved_by_then(
+    sampler: Sampler, target: Target, quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock that moves when a candidate is solved, the best of the first twenty."""
+    now = [0.0]
+    monkeypatch.setattr(search.time, "monotonic", lambda: now[0])
+    solved: list[int] = []
+
+    def on_solve(done: int, total: int) -> None:
+        solved.append(done)
+        now[0] += 1.0
+
+    found = sampler.design(target, 64, top=4, deadline_s=20.5, workers=1, on_solve=on_solve, **quick)
+    assert solved == list(range(1, 21)), "a solve takes a second, so the last begins at 19"
+    monkeypatch.undo()
+    first = sorted(sampler.design(target, 32, top=32, **quick), key=lambda d: d.candidate)[:20]
+    assert found[0].score == min(d.score for d in first if d.score is not None)
+
+
+def test_batches_are_one_set(sampler: Sampler, target: Target, quick: dict[str, Any]) -> None:
+    """Duplicates are dropped across batches, and the numbers the callbacks hear go on."""
+    totals: list[tuple[int, int]] = []
+    parts = sampler.design(target, 40, top=40, batch_size=7, workers=1, on_solve=lambda *call: totals.append(call), **quick)
+    whole = sampler.design(target, 40, top=40, **quick)
+    assert [(d.candidate, d.score) for d in parts] == [(d.candidate, d.score) for d in whole]
+    assert [done for done, _ in totals] == list(range(1, len(whole) + 1))
+    assert totals[-1][1] == len(whole)
 
 
 def test_designs_are_sorted_unique_and_solved(sampler: Sampler, target: Target, quick: dict[str, Any]) -> None:
@@ -179,3 +226,34 @@ def test_two_threads_share_a_sampler(sampler: Sampler, data: DataSet, nth_target
         together = list(pool.map(lambda job: sampler.design(job[0], 12, seed=job[1], **quick), jobs))
     for first, second in zip(alone, together, strict=True):
         assert [(d.candidate, d.score) for d in first] == [(d.candidate, d.score) for d in second]
+
+
+def test_it_prints_nothing_and_leaves_nothing_running(
+    small_bundle: Path, target: Target, quick: dict[str, Any], capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not after a design, nor after one that was cancelled; which engine answers is logged."""
+    before = set(threading.enumerate())
+    cancel = threading.Event()
+    with caplog.at_level("INFO"), load(small_bundle, "onnxruntime", "cpu") as sampler:
+        sampler.warmup()
+        sampler.design(target, 8, **quick)
+        with pytest.raises(Cancelled):
+            sampler.design(target, 8, cancel=cancel, on_step=lambda *call: cancel.set(), **quick)
+        cancel.clear()
+        with pytest.raises(Cancelled):
+            sampler.design(target, 8, cancel=cancel, on_solve=lambda *call: cancel.set(), **quick)
+    assert set(threading.enumerate()) <= before
+    assert capfd.readouterr() == ("", "")
+    assert "onnxruntime on cpu in fp32" in caplog.text
+
+
+def test_a_sampler_closed_while_another_thread_samples(
+    small_bundle: Path, target: Target, condition: dict[str, np.ndarray], quick: dict[str, Any]
+) -> None:
+    """The batch at work is finished, the next one is refused."""
+    sampler = load(small_bundle, "onnxruntime", "cpu")
+    expected = sampler.sample(condition, 4, **quick)
+    stream = sampler.stream(condition, 8, batch_size=4, on_step=lambda step, *rest: sampler.close() if step == 2 else None, **quick)
+    np.testing.assert_array_equal(next(stream), expected)
+    with pytest.raises(BackendError, match="is closed; load the bundle again"):
+        next(stream)

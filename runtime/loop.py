@@ -1,0 +1,96 @@
+"""The denoising loop of one batch: noise -> steps -> samples, in any engine.
+
+Classifier-free guidance follows diffusers' convention: ``unconditional + guidance_scale * (conditional - unconditional)``. The paper
+(Ho & Salimans, arXiv 2207.12598) writes (1 + w) conditional - w unconditional, so guidance_scale = 1 + w and 1 is no guidance.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from .backends import Network
+from .errors import BackendError
+from .schedulers import Plan
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class Guidance(NamedTuple):
+    """How strongly the condition is followed, and at which noise levels.
+
+    ``interval``: guidance acts where lowest <= sigma <= highest, sigma = sqrt((1 - alphas_cumprod) / alphas_cumprod), and the network
+    is followed as it is elsewhere, at half the cost (Kynkäänniemi et al., arXiv 2404.07724).
+    """
+
+    scale: float = 1.0
+    interval: tuple[float, float] = (0.0, math.inf)
+
+
+def denoise(
+    network: Network,
+    plan: Plan,
+    shape: tuple[int, ...],
+    conditional: Arrays,
+    unconditional: Arrays | None,
+    guidance: Guidance,
+    seed: int,
+    candidates: range,
+    step_done: Callable[[int, np.ndarray], None],
+) -> np.ndarray:
+    """The samples (len(candidates), *shape) float32 of some candidates of a run.
+
+    Args:
+        shape: (channels, height, width) of a sample.
+        conditional: what the network sees beside sample and timestep, batch of 1.
+        unconditional: the same with nothing asked for; None does without guidance.
+        seed, candidates: each candidate has a counter-based generator of its own, Philox with the key (seed, candidate), so its noise
+            depends on nobody who shares the batch.
+        step_done: called with (k, estimate of the clean samples) after step k, and with -1 before the first. What it raises stops the
+            loop and reaches the caller.
+
+    Raises:
+        BackendError: the engine failed, or returned numbers that are not finite.
+    """
+    count = len(candidates)
+    generators = [np.random.Generator(np.random.Philox(key=[seed, candidate])) for candidate in candidates]
+    noise = np.empty((count, *shape), np.float32)
+
+    def draw() -> np.ndarray:
+        for row, generator in zip(noise, generators, strict=True):
+            generator.standard_normal(out=row, dtype=np.float32)
+        return noise
+
+    low, high = guidance.interval
+    guided = (low <= plan.sigmas) & (plan.sigmas <= high) if unconditional is not None else np.zeros(plan.num_steps, bool)
+    sample = plan.start(draw().copy())
+    history = plan.new_history(sample.shape)
+    with contextlib.ExitStack() as stack:
+        if not guided.all():
+            single = stack.enter_context(network.bind(conditional, count))
+        if guided.any():
+            assert unconditional is not None
+            both = {key: np.repeat(np.concatenate([unconditional[key], value]), count, axis=0) for key, value in conditional.items()}
+            double = stack.enter_context(network.bind(both, 2 * count))
+            doubled, mixed = np.empty((2, count, *shape), np.float32), np.empty_like(sample)
+        timesteps = np.empty(2 * count, np.int64)
+        step_done(-1, sample)
+        for k, timestep in enumerate(plan.timesteps.tolist()):
+            timesteps.fill(timestep)
+            if guided[k]:
+                doubled[:] = sample
+                output = double({"sample": doubled.reshape(2 * count, *shape), "timestep": timesteps})["output"]
+                np.subtract(output[count:], output[:count], out=mixed)
+                mixed *= guidance.scale
+                mixed += output[:count]
+                output = mixed
+            else:
+                output = single({"sample": sample, "timestep": timesteps[:count]})["output"]
+            step_done(k, plan.step(k, output, sample, draw() if plan.needs_noise[k] else None, history))
+    if not np.isfinite(sample).all():
+        raise BackendError(f"the network returned numbers that are not finite on {network.device}; run 'metascatter doctor'")
+    return sample

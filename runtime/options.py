@@ -1,0 +1,78 @@
+"""Options that several commands share. Those that travel together reach the command as one argument."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .backends import BACKENDS, DEVICES, PRECISIONS
+from .schedulers import SCHEDULERS
+
+bundle = click.option("--bundle", type=click.Path(path_type=Path), help="Bundle folder; default: the one that ships with metascatter.")
+as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout and nothing else.")
+workers = click.option("--workers", type=click.IntRange(1), help="Parallel solves; default: one per core.")
+seed = click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Same seed, same result.")
+candidates = click.option("-n", "n", type=click.IntRange(1), default=64, show_default=True, help="Candidates sampled per target.")
+
+
+def _gathered(name: str, *decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Options whose values reach the command as one dict called ``name``."""
+
+    def decorate(function: Any) -> Any:
+        @functools.wraps(function)
+        def call(*args: Any, **values: Any) -> Any:
+            return function(*args, **{name: {key: values.pop(key) for key in keys}}, **values)
+
+        before = len(getattr(function, "__click_params__", ()))
+        decorated: Any = call
+        for decorator in reversed(decorators):
+            decorated = decorator(decorated)
+        keys = [parameter.name for parameter in decorated.__click_params__[before:]]
+        return decorated
+
+    return decorate
+
+
+engine = _gathered(
+    "engine",
+    click.option(
+        "--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", show_default=True, help="auto: the fastest that works here."
+    ),
+    click.option(
+        "--device",
+        type=click.Choice(DEVICES),
+        default="auto",
+        show_default=True,
+        help="cuda: NVIDIA; gpu, npu: Intel, through OpenVINO. A device named is never replaced by another.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default="auto",
+        show_default=True,
+        help="auto: what the device does best, of what the bundle has.",
+    ),
+)
+
+sampling = _gathered(
+    "settings",
+    click.option(
+        "--steps",
+        type=click.IntRange(1),
+        help="Denoising steps; default: the bundle's. heun evaluates the network twice in each but the last.",
+    ),
+    click.option("--scheduler", type=click.Choice(list(SCHEDULERS)), help="Default: the bundle's."),
+    click.option("--eta", type=click.FloatRange(0, 1), help="Fresh noise of ddim, from 0 to DDPM's; default: the bundle's."),
+    click.option("--guidance-scale", type=float, help="Classifier-free guidance, 1 + w of the papers, 1 is none; default: the bundle's."),
+    click.option(
+        "--guidance-interval",
+        type=(click.FloatRange(0), click.FloatRange(0)),
+        metavar="LO HI",
+        help="Noise levels (noise over signal) between which guidance acts; default: all.",
+    ),
+    click.option("--batch-size", type=click.IntRange(1), help="Candidates of one network call; default: by engine and memory."),
+)

@@ -1,0 +1,413 @@
+"""TensorRT: TensorRT-RTX builds plans for real without a GPU; what runs on one is tried on a device that only keeps books."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runtime.backends import BUCKETS, Choice, Load, cuda, tensorrt, tensorrt_build
+from runtime.backends.cuda import Device
+from runtime.bundle import Bundle
+from runtime.errors import BackendError
+from runtime.sampler import load
+
+RTX = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed; install metascatter[rtx]")
+ADA = (8, 9)
+
+
+def gpu_here() -> bool:
+    try:
+        cuda.device()
+    except BackendError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def encoder(small_bundle: Path) -> bytes:
+    return Bundle.open(small_bundle).network("encoder", "fp32")
+
+
+# --- Plans, for real ------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_for_another_gpu_with_a_profile_per_bucket(small_bundle: Path) -> None:
+    steps: list[tuple[str, int, int]] = []
+    content = Bundle.open(small_bundle).network("denoiser", "fp32")
+    plan = tensorrt_build.build(content, "denoiser.onnx", (1, 8), compute_capability=ADA, progress=lambda *step: steps.append(step))
+    assert len(plan) > 10_000
+    assert steps
+    assert all(step >= 1 for _, step, _ in steps)
+    assert {phase for phase, _, _ in steps} >= {"Building engine"}
+    assert len(tensorrt_build.build(content, "denoiser.onnx", (1,), compute_capability=ADA)) < len(plan)
+
+
+def test_half_precision_is_the_files(encoder: bytes) -> None:
+    """A strongly typed network: halving the weights in the file halves them in the plan, without any flag."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    sizes = {}
+    for dtype, kind in ((np.float32, TensorProto.FLOAT), (np.float16, TensorProto.FLOAT16)):
+        weight = numpy_helper.from_array(rng.standard_normal((512, 512)).astype(dtype), "w")
+        nodes = [
+            helper.make_node("Cast", ["x"], ["x_"], to=kind),
+            helper.make_node("MatMul", ["x_", "w"], ["y_"]),
+            helper.make_node("Cast", ["y_"], ["y"], to=TensorProto.FLOAT),
+        ]
+        x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 512]) for name in "xy")
+        graph = helper.make_graph(nodes, "g", [x], [y], [weight])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        onnx.checker.check_model(model)
+        sizes[dtype] = len(tensorrt_build.build(model.SerializeToString(), "x.onnx", (8,), compute_capability=ADA))
+    assert sizes[np.float16] < sizes[np.float32] - 300_000
+
+
+def test_what_a_progress_callback_raises_stops_the_build(encoder: bytes) -> None:
+    class Mine(Exception):
+        pass
+
+    calls: list[str] = []
+
+    def progress(phase: str, step: int, steps: int) -> None:
+        calls.append(phase)
+        raise Mine("stop here")
+
+    with pytest.raises(Mine, match="stop here"):
+        tensorrt_build.build(encoder, "encoder.onnx", (1,), compute_capability=ADA, progress=progress)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "sentence"),
+    [
+        (b"\x08\x07nonsense", {}, r"TensorRT cannot read x\.onnx: .*export it again"),
+        (None, {"compute_capability": (9, 0)}, r"does not build for compute capability 9\.0; it does for 7\.5, 8\.0, 8\.6, 8\.9"),
+        (None, {"version_compatible": True}, "makes no version- or hardware-compatible plans; name a --compute-capability"),
+    ],
+)
+def test_refusals_are_one_sentence(content: bytes | None, options: dict[str, Any], sentence: str, encoder: bytes) -> None:
+    with pytest.raises(BackendError, match=sentence) as caught:
+        tensorrt_build.build(encoder if content is None else content, "x.onnx", (1,), **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_messages_go_to_logging_alone(encoder: bytes, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, tensorrt_build.__name__):
+        tensorrt_build.build(encoder, "encoder.onnx", (1,), compute_capability=ADA)
+    assert capfd.readouterr() == ("", "")
+    assert any(record.name == tensorrt_build.__name__ for record in caplog.records)
+
+
+# --- Why not --------------------------------------------------------------------------------------------------------
+
+
+def test_no_gpu_is_said_with_what_to_do() -> None:
+    if gpu_here():
+        pytest.skip("there is a GPU here")
+    for ask in (cuda.device, lambda: tensorrt.open_network(b"", "x", Choice("tensorrt", "cuda", "fp32"), Load())):
+        with pytest.raises(BackendError, match=r"install a newer driver|no NVIDIA GPU"):
+            ask()
+
+
+def test_a_gpu_that_rtx_does_not_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_build, "module", lambda: RTX)
+    monkeypatch.setattr(tensorrt, "device", lambda: Device("NVIDIA H200", (9, 0)))
+    assert tensorrt.why_not("tensorrt", "cuda") == (
+        "TensorRT-RTX does not run on NVIDIA H200 (compute capability 9.0); install metascatter[tensorrt] in its place"
+    )
+    monkeypatch.setattr(tensorrt, "device", lambda: Device("NVIDIA L4", ADA))
+    assert tensorrt.why_not("tensorrt", "cuda") is None
+
+
+@pytest.mark.parametrize(("error", "words"), [(35, "install a newer driver"), (100, "no NVIDIA GPU here"), (2, "smaller --batch-size")])
+def test_cuda_errors_say_what_to_do(error: int, words: str) -> None:
+    runtime = pytest.importorskip("cuda.bindings.runtime")
+    with pytest.raises(BackendError, match=words):
+        cuda.check((runtime.cudaError_t(error),))
+    assert cuda.check((runtime.cudaError_t(0), 7)) == 7
+
+
+# --- Plans that are kept --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Names of what was built; a plan is a few bytes, and only those are loaded that were built."""
+    names: list[str] = []
+
+    def build(content: bytes, name: str, buckets: tuple[int, ...], **options: Any) -> bytes:
+        names.append(name)
+        return b"plan of " + content
+
+    def deserialised(plan: bytes) -> str | None:
+        return plan.decode() if plan.startswith(b"plan of ") else None
+
+    monkeypatch.setenv("METASCATTER_CACHE", str(tmp_path))
+    monkeypatch.setattr(tensorrt_build, "build", build)
+    monkeypatch.setattr(tensorrt_build, "logger", lambda: None)
+    runtime = types.SimpleNamespace(deserialize_cuda_engine=deserialised)
+    fake = types.SimpleNamespace(__name__="tensorrt", __version__="11.4", Runtime=lambda log: runtime)
+    monkeypatch.setattr(tensorrt, "trt", fake)
+    return names
+
+
+def test_a_plan_is_built_once_for_a_version_a_gpu_and_a_model(builds: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Device("NVIDIA L4", ADA)
+    for _ in range(2):
+        assert tensorrt.engine(b"model", "x.onnx", gpu) == "plan of model"
+    assert len(builds) == 1
+    (told,) = (tmp_path / "tensorrt").glob("*.json")
+    facts = json.loads(told.read_text())
+    assert (facts["version"], facts["gpu"], facts["buckets"]) == ("11.4", "NVIDIA L4", list(BUCKETS))
+    assert facts["plan_sha256"] == hashlib.sha256(b"plan of model").hexdigest()
+    tensorrt.engine(b"another", "x.onnx", gpu)
+    tensorrt.engine(b"model", "x.onnx", Device("NVIDIA L40", ADA))
+    monkeypatch.setattr(tensorrt.trt, "__version__", "11.5")
+    tensorrt.engine(b"model", "x.onnx", gpu)
+    assert len(builds) == 4
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-1] + b"?", lambda b: b[:10], lambda b: b"", lambda b: hashlib.sha256(b"old").digest() + b"old"]
+)
+def test_a_plan_that_is_damaged_or_refused_is_built_again(damage: Any, builds: list[str], tmp_path: Path) -> None:
+    gpu = Device("NVIDIA L4", ADA)
+    tensorrt.engine(b"model", "x.onnx", gpu)
+    (kept,) = (tmp_path / "tensorrt").glob("*.bin")
+    kept.write_bytes(damage(kept.read_bytes()))
+    for _ in range(2):
+        assert tensorrt.engine(b"model", "x.onnx", gpu) == "plan of model"
+    assert len(builds) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(builds: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("METASCATTER_CACHE", str(tmp_path / "file"))
+    assert tensorrt.engine(b"model", "x.onnx", Device("NVIDIA L4", ADA)) == "plan of model"
+
+
+# --- On a device that keeps books -----------------------------------------------------------------------------------
+
+
+class OutOfMemory(int):
+    name = "cudaErrorMemoryAllocation"
+
+
+class Books:
+    """A CUDA runtime whose device memory is the host's, and an engine that doubles its input; every call is written down."""
+
+    def __init__(self, capturable: bool = True) -> None:
+        self.calls: list[str] = []
+        self.memory: dict[int, np.ndarray] = {}
+        self.capturable, self.recording = capturable, False
+        self.cudaStreamNonBlocking = 1
+        self.cudaMemcpyKind = types.SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
+        self.cudaStreamCaptureMode = types.SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
+        self.fail_after = 10**9
+
+    def _allocate(self, what: str, size: int) -> tuple[int, int]:
+        self.calls.append(what)
+        if len(self.memory) >= self.fail_after:
+            return OutOfMemory(2), 0
+        block = np.zeros(size, np.uint8)
+        self.memory[block.ctypes.data] = block
+        return 0, block.ctypes.data
+
+    def cudaMalloc(self, size: int) -> tuple[int, int]:
+        return self._allocate("malloc", size)
+
+    def cudaMallocHost(self, size: int) -> tuple[int, int]:
+        return self._allocate("pinned", size)
+
+    def cudaFree(self, address: int) -> tuple[int]:
+        self.memory.pop(address)
+        return (0,)
+
+    cudaFreeHost = cudaFree
+
+    def cudaMemcpyAsync(self, to: int, source: int, count: int, kind: int, stream: int) -> tuple[int]:
+        self.calls.append("up" if kind == 1 else "down")
+        self.memory[to][:count] = self.memory[source][:count]
+        return (0,)
+
+    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[int, int]:
+        return 0, 77
+
+    def cudaStreamDestroy(self, stream: int) -> tuple[int]:
+        self.calls.append("destroyed")
+        return (0,)
+
+    def cudaStreamSynchronize(self, stream: int) -> tuple[int]:
+        return (0,)
+
+    def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[int]:
+        self.recording = True
+        return (0,)
+
+    def cudaStreamEndCapture(self, stream: int) -> tuple[int, str]:
+        self.recording = False
+        self.calls.append("captured")
+        return 0, "graph"
+
+    def cudaGraphInstantiate(self, graph: str, flags: int) -> tuple[int, str]:
+        return (0, "exec") if self.capturable else (801, "")
+
+    def cudaGraphDestroy(self, graph: str) -> tuple[int]:
+        return (0,)
+
+    cudaGraphExecDestroy = cudaGraphDestroy
+
+    def cudaGraphLaunch(self, graph: str, stream: int) -> tuple[int]:
+        self.calls.append("launched")
+        self.work()
+        return (0,)
+
+    def work(self) -> None:
+        raise NotImplementedError
+
+
+class Engine:
+    """Doubles ``a`` and adds ``b``, for any bucket."""
+
+    num_io_tensors = 3
+
+    def __init__(self, books: Books) -> None:
+        self.books, self.addresses, self.profile = books, {}, -1  # type: ignore[var-annotated]
+
+    def create_execution_context(self) -> Engine:
+        made = Engine(self.books)
+        self.books.work = made.work  # type: ignore[method-assign]
+        return made
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        self.profile = index
+        return True
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert shape[0] == BUCKETS[self.profile]
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        if not self.books.recording:
+            self.books.calls.append("enqueued")
+            self.work()
+        return True
+
+    def work(self) -> None:
+        a, b, y = (self.books.memory[self.addresses[name]].view(np.float32) for name in "aby")
+        y[:] = 2 * a + b
+
+
+@pytest.fixture
+def books(monkeypatch: pytest.MonkeyPatch) -> Iterator[Books]:
+    books = Books()
+    monkeypatch.setattr(cuda, "cuda", books)
+    yield books
+    assert not books.memory, "something was not given back"
+
+
+@pytest.fixture
+def network(books: Books, monkeypatch: pytest.MonkeyPatch) -> Iterator[tensorrt.TensorRtNetwork]:
+    class Doubling(Engine):
+        def get_tensor_name(self, i: int) -> str:
+            return "aby"[i]
+
+        def get_tensor_mode(self, name: str) -> str:
+            return "out" if name == "y" else "in"
+
+        def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+            return (-1, 3)
+
+        def get_tensor_dtype(self, name: str) -> type[np.float32]:
+            return np.float32
+
+    monkeypatch.setattr(tensorrt, "engine", lambda *args: Doubling(books))
+    fake = types.SimpleNamespace(TensorIOMode=types.SimpleNamespace(INPUT="in"), nptype=lambda dtype: dtype)
+    monkeypatch.setattr(tensorrt, "trt", fake)
+    opened = tensorrt.TensorRtNetwork(b"", "x.onnx", Choice("tensorrt", "cuda", "fp32"), Device("L4", ADA))
+    yield opened
+    opened.close()
+    opened.close()
+
+
+def rows(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, 3), np.float32)
+
+
+def test_fixed_inputs_go_up_once_and_the_call_is_captured_once(network: tensorrt.TensorRtNetwork, books: Books) -> None:
+    fixed = rows(8, 1)
+    with network.bind({"b": fixed}, 8) as call:
+        books.calls.clear()
+        for seed in range(5):
+            a = rows(8, seed)
+            np.testing.assert_allclose(call({"a": a})["y"], 2 * a + fixed, rtol=1e-6)
+        assert books.calls == ["up", "enqueued", "down", "up", "captured", "launched", "down", *["up", "launched", "down"] * 3]
+    with network.bind({"b": rows(8, 2)}, 8) as call:
+        books.calls.clear()
+        np.testing.assert_allclose(call({"a": a})["y"], 2 * a + rows(8, 2), rtol=1e-6)
+        assert books.calls == ["up", "launched", "down"], "the graph of the context is used again"
+
+
+@pytest.mark.parametrize("count", [1, 5, 8, 9, 100, 300, 520])
+def test_batches_are_padded_and_cut(count: int, network: tensorrt.TensorRtNetwork, books: Books) -> None:
+    a, b = rows(count), rows(count, 1)
+    np.testing.assert_allclose(network({"a": a, "b": b})["y"], 2 * a + b, rtol=1e-6)
+
+
+def test_a_network_that_cannot_be_captured_is_enqueued(
+    network: tensorrt.TensorRtNetwork, books: Books, caplog: pytest.LogCaptureFixture
+) -> None:
+    books.capturable = False
+    with network.bind({"b": rows(1)}, 1) as call:
+        for seed in range(4):
+            np.testing.assert_allclose(call({"a": rows(1, seed)})["y"], 2 * rows(1, seed) + rows(1), rtol=1e-6)
+    assert books.calls.count("enqueued") == 4
+    assert books.calls.count("captured") == 1, "it is not tried again"
+    assert "runs without a CUDA graph" in caplog.text
+
+
+def test_memory_that_runs_out_half_way_is_given_back(network: tensorrt.TensorRtNetwork, books: Books) -> None:
+    held = len(books.memory)
+    books.fail_after = held + 3
+    with pytest.raises(BackendError, match="the GPU's memory is full; take a smaller --batch-size"):
+        network({"a": rows(50), "b": rows(50)})
+    assert len(books.memory) == held
+    books.fail_after = 10**9
+    assert network({"a": rows(50), "b": rows(50)})["y"].shape == (50, 3)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_it_agrees_with_onnx_runtime(small_bundle: Path) -> None:
+    try:
+        refusal = tensorrt.why_not("tensorrt", "cuda")
+    except BackendError as error:
+        refusal = str(error)
+    if refusal is not None:
+        pytest.skip(refusal)
+    with (
+        load(small_bundle, "tensorrt", "cuda", "fp32", self_test=True) as ours,
+        load(small_bundle, "onnxruntime", "cpu", "fp32") as theirs,
+    ):
+        rng = np.random.default_rng(0)
+        for name, network in ours.networks.items():
+            for count in (1, 7, 64, 300):
+                arrays = {
+                    key: rng.integers(0, 1000, (count, *shape)) if dtype == "int64" else rng.standard_normal((count, *shape), np.float32)
+                    for key, (shape, dtype) in network.inputs.items()
+                }
+                for key, value in theirs.networks[name](arrays).items():
+                    np.testing.assert_allclose(network(arrays)[key], value, atol=1e-4, rtol=1e-4)
