@@ -111,8 +111,13 @@ def draw(designs: Sequence[Design], target: Target) -> Any:
         if row == 0:
             text(bar_left + _BAR, bottom + _PANEL + 0.31, _key(maps), size=7.5, color=FAINT, ha="right")
         _draw_pattern(axes(left[0], bottom, _PANEL), design)
+        image = None
         for column, panel in enumerate(maps):
-            image = _draw_map(axes(left[column + 1], bottom, _PANEL), panel, norm, labelled=column % 2 == 0)
+            # Of designs that were not solved there is nothing to compare: the target is shown once.
+            if design.R is not None or (row == 0 and column % 2 == 0):
+                image = _draw_map(axes(left[column + 1], bottom, _PANEL), panel, norm, labelled=column % 2 == 0)
+        if image is None:
+            continue
         bar = figure.colorbar(image, cax=axes(bar_left, bottom, _BAR), ticks=_bar_ticks(top), format="%g")
         bar.set_label("efficiency", size=7.5, color=INK, family=FONT)
         _style(bar.ax)

@@ -33,9 +33,8 @@ _log = logging.getLogger(__name__)
 
 def why_not(backend: str, device_word: str) -> str | None:
     """Why TensorRT cannot be used here as far as can be told without a model, or None."""
-    trt_name = tensorrt_build.module().__name__
-    gpu = device()
-    if trt_name == "tensorrt_rtx" and gpu.capability not in RTX_CAPABILITIES:
+    gpu = device()  # before TensorRT is imported, which takes a tenth of a second where there is no GPU to use it on
+    if tensorrt_build.module().__name__ == "tensorrt_rtx" and gpu.capability not in RTX_CAPABILITIES:
         words = ".".join(map(str, gpu.capability))
         return f"TensorRT-RTX does not run on {gpu.name} (compute capability {words}); install metascatter[tensorrt] in its place"
     return None
