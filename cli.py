@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from runtime.commands import group, status
+from runtime.console import check_writable
 from runtime.errors import BackendError
 
 
@@ -20,7 +21,9 @@ from runtime.errors import BackendError
     "--data", "data_path", required=True, type=click.Path(), help=".npz, folder of .npz shards, or folder of the lab's .mat files."
 )
 @click.option("--out", "run", required=True, type=click.Path(path_type=Path), help="Folder for checkpoints, metrics and pictures.")
-@click.option("--recipe", default="default", show_default=True, metavar="NAME|FILE", help="default, lab2023, or a .toml or .json file.")
+@click.option(
+    "--recipe", default="default", show_default=True, metavar="NAME|FILE", help="default, lab2023, surrogate, or a .toml or .json file."
+)
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the training part; overrides the recipe.")
 @click.option("--batch-size", type=click.IntRange(1), help="Samples a step; overrides the recipe.")
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate; overrides the recipe.")
@@ -35,7 +38,7 @@ from runtime.errors import BackendError
 def train(
     data_path: str, run: Path, recipe: str, init: Path | None, resume: bool, convention: str, checkpoint_every: int, **overrides: object
 ) -> None:
-    """Train a denoiser.
+    """Train a denoiser, or the surrogate that ranks what it proposes.
 
     \b
     python cli.py train --data data.npz --out runs/first
@@ -54,6 +57,19 @@ def train(
 @group.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", "bundle", required=True, type=click.Path(path_type=Path), help="Folder of the bundle; replaced whole.")
+@click.option("--fp16", is_flag=True, help="Also write half-precision files, for GPUs.")
+@click.option("--int8", is_flag=True, help="Also write files quantized to int8, for CPUs.")
+@click.option("--surrogate", type=click.Path(path_type=Path), metavar="RUN", help="Run of the recipe surrogate, which ranks candidates.")
+@click.option("--fused", type=click.IntRange(1), metavar="K", help="Also write the whole sampler, K steps, as one file: sampler.onnx.")
+@click.option("--max-batch", type=click.IntRange(1, 4096), default=256, show_default=True, help="Largest batch that engines are built for.")
+@click.option("--force", is_flag=True, help="Write fp16 or int8 even where designs become worse than the stated bound.")
+@click.option("--tensorrt", is_flag=True, help="Also build the TensorRT engines, for this computer's GPU or --compute-capability.")
+@click.option("--engine-dir", type=click.Path(path_type=Path), help="Folder for the engines; default: the user's cache.")
+@click.option("--compute-capability", metavar="X.Y", help="GPU to build engines for, such as 8.9; TensorRT-RTX needs none here for it.")
+@click.option("--workspace-mb", type=click.IntRange(1), default=1024, show_default=True, help="Most memory a layer of an engine may use.")
+@click.option("--version-compatible", is_flag=True, help="Engines that later TensorRTs run as well.")
+@click.option("--hardware-compatible", is_flag=True, help="Engines that all GPUs from Ampere on run as well.")
+@click.option("--triton", type=click.Path(path_type=Path), metavar="DIR", help="Also write a Triton Inference Server model repository.")
 @click.option(
     "--evaluation", type=click.Path(path_type=Path), metavar="JSON", help="Output of 'evaluate --json' for the manifest and the model card."
 )
@@ -61,16 +77,77 @@ def train(
 @click.option("--steps", type=click.IntRange(1), help="Default number of steps, in place of the recipe's.")
 @click.option("--eta", type=click.FloatRange(0, 1), help="Default share of fresh noise (ddim), in place of 0.")
 @click.option("--guidance-scale", type=float, help="Default guidance scale, in place of 1.")
-def export(run: Path, bundle: Path, evaluation: Path | None, **sampling: object) -> None:
+def export(
+    run: Path,
+    bundle: Path,
+    fp16: bool,
+    int8: bool,
+    surrogate: Path | None,
+    fused: int | None,
+    max_batch: int,
+    force: bool,
+    tensorrt: bool,
+    engine_dir: Path | None,
+    compute_capability: str | None,
+    workspace_mb: int,
+    version_compatible: bool,
+    hardware_compatible: bool,
+    triton: Path | None,
+    evaluation: Path | None,
+    **sampling: object,
+) -> None:
     """Turn the newest checkpoint of RUN into a bundle that runs without PyTorch.
 
     \b
     python cli.py export runs/first --out bundles/first
+    python cli.py export runs/first --out bundles/first --surrogate runs/surrogate --fp16 --int8 --fused 20
+    python cli.py export runs/first --out bundles/first --fp16 --tensorrt --compute-capability 8.9 --engine-dir engines
     """
+    check_writable(bundle)
+    capability = None if compute_capability is None else _capability(compute_capability)
     with _extra("export"):
+        from export import tensorrt as engines
         from export.bundle import export as write_bundle
+        from export.triton import write_repository
 
-        write_bundle(run, bundle, evaluation=evaluation, sampling={k: v for k, v in sampling.items() if v is not None}, say=status)
+        for flag, given in (("--engine-dir", engine_dir), ("--compute-capability", capability)):
+            if given is not None and not tensorrt:
+                raise click.UsageError(f"{flag} is for engines; add --tensorrt")
+        if tensorrt:
+            engines.check(capability)
+        precisions = ["fp32", *(["fp16"] if fp16 else []), *(["int8"] if int8 else [])]
+        write_bundle(
+            run,
+            bundle,
+            precisions=precisions,
+            surrogate=surrogate,
+            fused=fused,
+            max_batch=max_batch,
+            force=force,
+            evaluation=evaluation,
+            sampling={k: v for k, v in sampling.items() if v is not None},
+            say=status,
+        )
+        if triton is not None:
+            write_repository(bundle, triton, say=status)
+        if tensorrt:
+            engines.build_engines(
+                bundle,
+                [p for p in precisions if p != "int8"],
+                engine_dir=engine_dir,
+                compute_capability=capability,
+                workspace_mb=workspace_mb,
+                version_compatible=version_compatible,
+                hardware_compatible=hardware_compatible,
+                say=status,
+            )
+
+
+def _capability(text: str) -> tuple[int, int]:
+    major, _, minor = text.partition(".")
+    if not (major.isdecimal() and minor.isdecimal()):
+        raise click.BadParameter(f"'{text}' is no compute capability; write it as 8.9", param_hint="--compute-capability")
+    return int(major), int(minor)
 
 
 class _extra:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,118 +14,154 @@ import numpy as np
 import torch
 
 from runtime.bundle import FORMAT, digest
-from runtime.condition import Condition
-from runtime.data import load
 from runtime.errors import BundleError, DataError
 from runtime.files import atomic_directory
+from runtime.loop import Guidance
 from runtime.schedulers import plan
 from runtime.version import __version__
-from train import checkpoint, networks
-from train.recipes import from_dict
+from train.objective import Denoising
 
-from . import card, parity
-from .onnx import EXAMPLE_BATCH, parts, to_onnx
+from . import card, parity, precision
+from .fused import fuse
+from .onnx import EXAMPLE_BATCH, Part, parts, surrogate_part, to_onnx
+from .run import Run, fits, read_json
 
 TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "numpy")
+PRECISIONS = ("fp32", "fp16", "int8")
+Say = Callable[[str], None]
 
 
 def export(
     run: Path,
     out: Path,
     *,
+    precisions: Sequence[str] = ("fp32",),
+    surrogate: Path | None = None,
+    fused: int | None = None,
+    max_batch: int = 256,
+    force: bool = False,
     evaluation: Path | None = None,
     sampling: dict[str, Any] | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    say: Say = lambda text: None,
 ) -> Path:
     """Write the bundle of a run's last checkpoint (EMA weights) to ``out``, whole or not at all.
 
     Args:
         run: a folder that ``cli.py train`` wrote.
+        precisions: of ``PRECISIONS``; fp32 is always among them.
+        surrogate: the run of a surrogate, which ranks what the run's network proposes.
+        fused: steps of a sampler that is one ONNX file, ``sampler.onnx``; None leaves it out.
+        max_batch: the largest batch that engines are built for.
+        force: write precisions that are worse than their bound.
         evaluation: JSON of ``cli.py evaluate --json`` to put into the manifest and the model card.
         sampling: settings that replace the recipe's defaults (``scheduler``, ``steps``, ``guidance_scale``, ``eta``).
         say: called with a line per stage.
 
     Raises:
-        DataError: ``run`` is no run folder.
-        BundleError: the ONNX graphs differ from PyTorch by more than ``parity.BOUND``.
+        DataError: ``run`` or ``surrogate`` is no run folder of that kind, or they do not belong together.
+        BundleError: a file gives other numbers than PyTorch, by more than ``parity`` admits.
     """
-    facts, recipe_fields, condition_fields = (_json(run / name) for name in ("data.json", "recipe.json", "condition.json"))
-    recipe = from_dict(recipe_fields, str(run / "recipe.json"))
-    condition = Condition.from_dict(condition_fields)
+    trained = Run.open(run, "denoising")
+    recipe, condition = trained.recipe, trained.condition
+    ranking = None if surrogate is None else Run.open(surrogate, "scattering")
+    if ranking is not None:
+        fits(ranking, trained)
     results = _evaluation(evaluation) if evaluation is not None else None
     defaults = {"scheduler": recipe.sampling_scheduler, "steps": recipe.sampling_steps, "guidance_scale": 1.0, "eta": 0.0}
     settings = {**defaults, **(sampling or {})}
+    config = read_json(run / "scheduler_config.json")
     # What cannot be sampled with is refused now, rather than by every command that opens the bundle.
-    plan(_json(run / "scheduler_config.json"), settings["steps"], settings["scheduler"], settings["eta"])
+    plan(config, settings["steps"], settings["scheduler"], settings["eta"])
+    whole = None if fused is None else plan(config, fused, settings["scheduler"], settings["eta"])
     if not np.isfinite(settings["guidance_scale"]):
         raise BundleError(f"guidance_scale is {settings['guidance_scale']}; it must be a finite number")
     if condition.layout == "planes" and settings["guidance_scale"] != 1:
         raise BundleError(f"the recipe {recipe.name} was not trained without condition; guidance_scale must be 1")
     _replaceable(out)
-    newest = checkpoint.latest(run)
-    say(f"reading {newest}")
-    network = networks.build(recipe.network, recipe.network_arguments)
-    network.load_state_dict(checkpoint.load_weights(newest))
-    network.eval()
+    say(f"read {trained.newest}")
 
-    size = int(facts["pattern_size"])
+    size = int(trained.facts["pattern_size"])
     side = recipe.canvas or size
     sample_shape = (1, side, side)
-    samples = load(run / "calibration.npz")
-    count = max(parity.BATCHES)
-    samples = samples.take(np.arange(count) % len(samples))
-    arrays = condition.arrays(samples.Rm, samples.Tm, samples.h)
-    example = {key: torch.from_numpy(value[:EXAMPLE_BATCH]) for key, value in arrays.items()}
-    rng = np.random.Generator(np.random.Philox(key=[0, 0]))
-    inputs: dict[str, np.ndarray] = {
-        "sample": rng.standard_normal((count, *sample_shape), dtype=np.float32),
-        "timestep": rng.integers(0, recipe.scheduler["num_train_timesteps"], count),
-        **arrays,
-    }
-    files: dict[str, bytes] = {}
-    described: dict[str, Any] = {}
-    report: dict[str, Any] = {}
-    golden: dict[str, np.ndarray] = {}
-    for name, part in parts(network, sample_shape, example).items():
-        say(f"exporting {name}.onnx")
-        model = to_onnx(part)
-        given = {key: inputs[key] for key in part.inputs}
-        report[name] = {"fp32": {"onnxruntime cpu": parity.measure(name, part, model, given)}}
-        worst = parity.worst(report[name]["fp32"]["onnxruntime cpu"])
-        say(f"  differs from PyTorch by at most {worst:.1e} at batches {', '.join(map(str, parity.BATCHES))}")
-        if not worst <= parity.BOUND:
-            raise BundleError(f"{name}.onnx differs from PyTorch by {worst:.1e}, more than {parity.BOUND:.0e}; no bundle was written")
-        outputs = {key: value.numpy() for key, value in part({k: torch.from_numpy(v) for k, v in given.items()}).items()}
-        inputs.update(outputs)
-        files[f"{name}.onnx"] = model
-        described[name] = {
-            "files": {"fp32": f"{name}.onnx"},
-            "inputs": _describe(given),
-            "outputs": _describe(outputs),
-            "parameters": part.parameters,
-        }
-        golden.update({f"{name}.in.{key}": value[:4] for key, value in given.items()})
-        golden.update({f"{name}.out.{key}": value[:4] for key, value in outputs.items()})
-
-    files["scheduler_config.json"] = (run / "scheduler_config.json").read_bytes()
-    files["golden.npz"] = _npz(golden)
-    files["parity.json"] = _text({"bound_fp32": parity.BOUND, "networks": report})
     start = (side - size) // 2
+
+    def drawn(half: bool) -> dict[str, Part]:
+        """The parts of all networks, an encoder first."""
+        network = precision.half(trained.network) if half else trained.network
+        rows = trained.calibration.take(np.arange(EXAMPLE_BATCH) % len(trained.calibration))
+        example = {key: torch.from_numpy(value) for key, value in condition.arrays(rows.Rm, rows.Tm, rows.h).items()}
+        made = parts(network, sample_shape, example)
+        if ranking is not None:
+            made |= surrogate_part(precision.half(ranking.network) if half else ranking.network, size)
+        return made
+
+    reference = drawn(half=False)
+    graphs = {"fp32": _exported(reference, "", say)}
+    say("sampling the calibration's test targets with PyTorch")
+    yardstick = parity.Yardstick(
+        reference,
+        condition,
+        trained.calibration,
+        trained.tests,
+        plan(config, min(settings["steps"], parity.STEPS), settings["scheduler"], settings["eta"]),
+        Guidance(float(settings["guidance_scale"])),
+        sample_shape,
+        start,
+        Denoising(recipe.scheduler, recipe.loss).scheduler.alphas_cumprod.numpy(),
+    )
+    if "fp16" in precisions:
+        graphs["fp16"] = _exported(drawn(half=True), ".fp16", say)
+    if "int8" in precisions:
+        graphs["int8"] = _quantized(graphs["fp32"], yardstick, say)
+
+    say(f"comparing with PyTorch on {len(yardstick.targets)} test targets, {parity.CANDIDATES} candidates each")
+    report, absent = parity.every_engine(graphs, yardstick, say)
+    for where, reason in absent.items():
+        say(f"  {where}: not measured, {reason}")
+    _judge(report, graphs, force, say)
+
+    files: dict[str, bytes] = {"scheduler_config.json": (run / "scheduler_config.json").read_bytes()}
+    described: dict[str, Any] = {}
+    golden: dict[str, np.ndarray] = {}
+    for name, part in reference.items():
+        named = {}
+        for kind, made in graphs.items():
+            # An int8 encoder would cost exactness and save nothing: it runs once for a target.
+            named[kind] = f"{name}.onnx" if made[name] is graphs["fp32"][name] else f"{name}.{kind}.onnx"
+            files[named[kind]] = made[name]
+        given, found = yardstick.inputs[name], yardstick.outputs[name]
+        described[name] = {"files": named, "inputs": _describe(given), "outputs": _describe(found), "parameters": part.parameters}
+        golden.update({f"{name}.in.{key}": value[:4] for key, value in given.items()})
+        golden.update({f"{name}.out.{key}": value[:4] for key, value in found.items()})
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "task": "metasurface",
         "recipe": recipe.to_dict(),
-        "geometry": facts["geometry"],
+        "geometry": trained.facts["geometry"],
         "condition": condition.to_dict(),
         "pattern_size": size,
         "sample_shape": list(sample_shape),
         "window": [start, start],
         "networks": described,
+        "max_batch": max_batch,
         "sampling": settings,
-        "training": {**{k: v for k, v in facts.items() if k != "geometry"}, **_history(run, newest)},
+        "training": trained.history(),
         "metrics": results,
         "versions": {"metascatter": __version__, **{tool: metadata.version(tool) for tool in TOOLS}},
     }
+    if ranking is not None:
+        manifest["surrogate"] = {"recipe": ranking.recipe.to_dict(), "training": ranking.history()}
+    if whole is not None:
+        say(f"fusing {settings['scheduler']} in {fused} steps into sampler.onnx")
+        files["sampler.onnx"] = fuse(whole, condition, graphs["fp32"], sample_shape=sample_shape, window=(start, start), pattern_size=size)
+        apart = parity.fused(files["sampler.onnx"], whole, yardstick, graphs["fp32"])
+        words = f"{apart['equal']:.0%} of sampler.onnx's samples equal the Python sampler's to {parity.BOUND_FUSED:g}"
+        say(f"  {words}, all of them to {apart['max_abs']:.1e}")
+        if not apart["equal"] >= parity.EQUAL:
+            raise BundleError(f"only {words}; no bundle was written")
+        manifest["fused"] = {**_signature(files["sampler.onnx"], {**settings, "steps": fused}), **apart}
+    files["golden.npz"] = _npz(golden)
+    files["parity.json"] = _text({"bound_fp32": parity.BOUND, "bound_ranked": parity.WORSE, "precisions": report})
     files["README.md"] = card.write(manifest, report).encode()
     manifest["files"] = {
         name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)} for name, content in sorted(files.items())
@@ -137,6 +173,57 @@ def export(
         (work / "manifest.json").write_bytes(_text(manifest))
     say(f"wrote {out} ({sum(map(len, files.values())) / 1e6:.1f} MB)")
     return out
+
+
+def _exported(made: Mapping[str, Part], suffix: str, say: Say) -> dict[str, bytes]:
+    graphs = {}
+    for name, part in made.items():
+        say(f"exporting {name}{suffix}.onnx")
+        graphs[name] = to_onnx(part)
+    return graphs
+
+
+def _quantized(graphs: Mapping[str, bytes], yardstick: parity.Yardstick, say: Say) -> dict[str, bytes]:
+    made = dict(graphs)
+    for name in graphs:
+        if name != "encoder":
+            say(f"quantizing {name}.int8.onnx")
+            made[name] = precision.int8(graphs[name], yardstick.inputs[name])
+    return made
+
+
+def _judge(report: Mapping[str, Any], graphs: Mapping[str, Any], force: bool, say: Say) -> None:
+    """Refuse what is too far from PyTorch. bf16 is an engine's own rounding of the fp32 file, reported and not judged.
+
+    Raises:
+        BundleError: with the reason.
+    """
+    for kind in graphs:
+        for where, found in report[kind].items():
+            reason, forgivable = parity.refusal(kind, where, found)
+            if reason is None:
+                continue
+            if not (forgivable and force):
+                remedy = f"leave --{kind} out, or write it all the same with --force" if forgivable else "no bundle was written"
+                raise BundleError(f"{reason}; {remedy}")
+            say(f"  {reason}; written because of --force")
+
+
+def _signature(model: bytes, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a foreign program has to know of the fused sampler."""
+    import onnx
+
+    def arrays(values: Any) -> dict[str, Any]:
+        return {
+            value.name: {
+                "shape": [side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim],
+                "dtype": onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
+            }
+            for value in values
+        }
+
+    graph = onnx.load_from_string(model).graph
+    return {"file": "sampler.onnx", **settings, "inputs": arrays(graph.input), "outputs": arrays(graph.output)}
 
 
 def _replaceable(out: Path) -> None:
@@ -157,39 +244,11 @@ def _evaluation(path: Path) -> Any:
     return results
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist; name the folder that 'cli.py train --out' wrote") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error})") from None
-
-
-def _history(run: Path, newest: Path) -> dict[str, Any]:
-    """Steps, time and losses of the run, from its metrics."""
-    step = json.loads((newest / "state.json").read_text(encoding="utf-8"))["step"]
-    path = run / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    # A kill leaves half a line, or rows of steps after the last checkpoint.
-    rows = [row for row in (json.loads(line) for line in lines if line.endswith("}")) if row["step"] <= step]
-    last = rows[-1] if rows else {}
-    machine = _json(run / "machine.json")
-    return {
-        "steps": step,
-        "epochs": last.get("epoch"),
-        "seconds": last.get("seconds"),
-        "loss": last.get("loss"),
-        "validation_loss": last.get("validation_loss"),
-        "machine": machine,
-    }
-
-
-def _describe(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+def _describe(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return {key: {"shape": ["batch", *value.shape[1:]], "dtype": value.dtype.name} for key, value in arrays.items()}
 
 
-def _npz(arrays: dict[str, np.ndarray]) -> bytes:
+def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
     """An ``.npz`` whose bytes depend on the arrays alone: numpy.savez stamps fixed times, and the names are sorted."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **{key: arrays[key] for key in sorted(arrays)})  # type: ignore[arg-type]

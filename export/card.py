@@ -64,9 +64,24 @@ def _training(manifest: Mapping[str, Any]) -> list[str]:
         f"({recipe['loss']}, {recipe['scheduler']['prediction_type']}; the training loss includes masked and dropped conditions)."
         if measured
         else "- The run ended within its first epoch; no loss was recorded.",
+        *_surrogate(manifest.get("surrogate")),
         f"- Parameters: {weights}.",
         f"- Default sampling: {sampling['scheduler']}, {sampling['steps']} steps, eta {sampling['eta']:g}, "
         f"guidance scale {sampling['guidance_scale']:g}.",
+    ]
+
+
+def _surrogate(entry: Mapping[str, Any] | None) -> list[str]:
+    """The surrogate's training in one line, if there is one."""
+    if entry is None:
+        return []
+    training = entry["training"]
+    if training["epochs"] is None:
+        return ["- Surrogate: its run ended within its first epoch."]
+    return [
+        f"- Surrogate (ranks candidates by predicting R and T): {training['steps']:,} steps ({training['epochs']:.0f} epochs) on "
+        f"`{training['data']}`; {'misrouted power' if entry['recipe']['loss'] == 'l1' else entry['recipe']['loss']} between predicted and "
+        f"true light {training['validation_loss']:.4f} on the validation part."
     ]
 
 
@@ -105,17 +120,22 @@ def _results(metrics: Mapping[str, Any] | None) -> list[str]:
 
 
 def _parity(report: Mapping[str, Any]) -> list[str]:
-    rows = [
-        f"| {name} | {precision} | {engine} | {parity.worst(found):.1e} |"
-        for name, precisions in report.items()
-        for precision, engines in precisions.items()
-        for engine, found in engines.items()
-    ]
+    rows = []
+    for precision, engines in report.items():
+        for engine, found in engines.items():
+            if found is not None:
+                path = found["trajectory"]
+                rows.append(
+                    f"| {precision} | {engine} | {parity.worst(found):.1e} | {path['mean_abs']:.1e} | {path['flipped']:.2%} "
+                    f"| {path['ranked_median']:.4f} ({path['ranked_change']:+.4f}) |"
+                )
     return [
-        "| network | precision | engine | largest absolute difference |",
-        "| --- | --- | --- | --- |",
+        "| precision | engine | network, largest difference | samples, mean difference | pixels that flip | ranked median (change) |",
+        "| --- | --- | --- | --- | --- | --- |",
         *rows,
         "",
-        f"Measured at batches {', '.join(map(str, parity.BATCHES))}; details in `parity.json`.",
+        "PyTorch in fp32 is the reference. Networks: calibration samples at all timesteps, largest absolute difference of any output.",
+        f"Samples: the test samples of the calibration, {parity.CANDIDATES} candidates each. Ranked: median misrouted power of the best",
+        "candidate that was solved. bf16 is an engine's own rounding of the fp32 file. Details in `parity.json`.",
         "Hashes in `manifest.json` prove that the bundle is whole, not where it comes from.",
     ]

@@ -17,13 +17,17 @@ from torch import nn
 EXAMPLE_BATCH = 2  # the exporter specialises a batch of 1
 
 
+# Whatever the network computes in, its outputs are float32. The wrappers name their arguments, which the exporter needs for its axes.
+
+
 class _Encoder(nn.Module):
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, light: torch.Tensor, height: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.network.encode(light, height)
+        context, embedding = self.network.encode(light, height)
+        return context.float(), embedding.float()
 
 
 class _Denoiser(nn.Module):
@@ -32,7 +36,16 @@ class _Denoiser(nn.Module):
         self.network = network
 
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
-        return self.network.denoise(sample, timestep, context, embedding)
+        return self.network.denoise(sample, timestep, context, embedding).float()
+
+
+class _Planes(nn.Module):
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
+        return self.network(sample, timestep, planes).float()
 
 
 class Part:
@@ -59,16 +72,20 @@ def parts(network: nn.Module, sample_shape: tuple[int, ...], condition: dict[str
     sample = {"sample": torch.zeros(EXAMPLE_BATCH, *sample_shape), "timestep": torch.zeros(EXAMPLE_BATCH, dtype=torch.int64)}
     total = sum(p.numel() for p in network.parameters())
     if not hasattr(network, "encode"):
-        return {"denoiser": Part(network, {**sample, **condition}, ("output",), total)}
+        return {"denoiser": Part(_Planes(network), {**sample, **condition}, ("output",), total)}
     encoding = sum(p.numel() for p in network.get_submodule("encoder").parameters())
     encoder = Part(_Encoder(network), condition, ("context", "embedding"), encoding)
     return {"encoder": encoder, "denoiser": Part(_Denoiser(network), {**sample, **encoder(condition)}, ("output",), total - encoding)}
 
 
-def to_onnx(part: Part) -> bytes:
-    """The ONNX file of a part, checked by ``onnx.checker``, free of local paths and of external data."""
-    import onnx
+def surrogate_part(network: nn.Module, size: int) -> dict[str, Part]:
+    """The graph of a surrogate for patterns of ``size`` pixels a side."""
+    inputs = {"pattern": torch.zeros(EXAMPLE_BATCH, 1, size, size), "height_nm": torch.full((EXAMPLE_BATCH, 1), 100.0)}
+    return {"surrogate": Part(network, inputs, ("R", "T"), sum(p.numel() for p in network.parameters()))}
 
+
+def to_onnx(part: Part) -> bytes:
+    """The ONNX file of a part; see :func:`cleaned`."""
     batch = torch.export.Dim("batch", min=1, max=1 << 20)
     with tempfile.TemporaryDirectory() as folder, _quiet():
         path = Path(folder) / "part.onnx"
@@ -84,7 +101,14 @@ def to_onnx(part: Part) -> bytes:
             verbose=False,
             dynamic_shapes=tuple({0: batch} for _ in part.inputs),
         )
-        model = onnx.load(path)
+        return cleaned(path)
+
+
+def cleaned(path: Path) -> bytes:
+    """An ONNX file checked by ``onnx.checker`` with shape inference, free of local paths and of external data."""
+    import onnx
+
+    model = onnx.load(path)
     # Node metadata carries stack traces with this machine's paths.
     for graph in [model.graph, *model.functions]:
         for node in graph.node:

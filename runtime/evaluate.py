@@ -51,7 +51,8 @@ def evaluate(
 
     Args:
         data: held-out samples, of any number of pixels and orders.
-        sampler: has ``propose(target, n, seed=...)`` giving (n, N, N) patterns of 0 and 1 in candidate order; the settings below
+        sampler: has ``propose(target, n, seed=...)`` giving (n, N, N) patterns of 0 and 1 in candidate order, and may have
+            ``shortlist(patterns, target)`` giving the indices of those that ranking has solved, else all are; the settings below
             reach it under their names, and ``cancel`` as the callable ``stop``, where they are not None.
         limit: only the first so many samples; None is all.
         oracle_limit: the oracle on the first so many targets only; None is all.
@@ -98,6 +99,7 @@ def evaluate(
     # The baseline that costs nothing comes first: what is wrong with the training data should not wait for the solver.
     nearest = None if train_data is None else baselines.nearest_training(targets, train_data, data.geometry)[0]
 
+    shortlist = getattr(sampler, "shortlist", None)
     columns: dict[str, list[float]] = {name: [] for name in ("ranked", *(f"best_of_{k}" for k in ORACLES), f"random_best_of_{RANDOM}")}
     best: list[np.ndarray] = []
     solves, distinct = 0, 0.0
@@ -111,7 +113,7 @@ def evaluate(
             raise DataError(f"the sampler proposed an array of shape {patterns.shape}; expected ({n}, N, N), a pattern for each candidate")
         clock = _lap(seconds, "sampling", clock)
         distinct += len(unique(patterns)) / len(patterns)
-        picked = _picked(patterns)
+        picked = np.arange(n) if shortlist is None else shortlist(patterns, target)
         solved = np.arange(n) if oracle_limit is None or i < oracle_limit else picked
         scores = np.full(n, np.inf)
         scores[solved] = misrouted_power(*solve_many(patterns[solved], target.height_nm, data.geometry, orders, workers, stop), target)
@@ -222,11 +224,6 @@ def _pixels(scores: Mapping[str, Any] | None) -> str:
         if scores is None
         else "".join(f"{scores[name]['unequal_pixels']:>{width}.1f}" for name, width in (("plain", 9), ("modulo_shift", 10)))
     )
-
-
-def _picked(patterns: np.ndarray) -> np.ndarray:
-    """Indices of the candidates that ranking has solved. There is no surrogate yet that could choose: all."""
-    return np.arange(len(patterns))
 
 
 def _summary(scores: Sequence[float], solves: float) -> dict[str, Any] | None:

@@ -124,6 +124,7 @@ FIELDS: dict[str, Rule] = {
         f"2 whole numbers from 0 to {LARGEST_SIDE}",
         lambda value: _is_list(value, 2) and all(type(v) is int and 0 <= v <= LARGEST_SIDE for v in value),
     ),
+    "max_batch": Rule("a whole number from 1 to 4096", lambda value: type(value) is int and 1 <= value <= 4096, optional=True),
     "networks": _names("networks"),
     "networks/denoiser": _OBJECT,
     "networks/*": _OBJECT,

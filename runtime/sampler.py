@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from . import backends, search, selftest
 from .bundle import Bundle
 from .design import Design
-from .errors import BundleError, Cancelled, TargetError
+from .errors import BackendError, BundleError, Cancelled, TargetError
 from .loop import Guidance, denoise
 from .schedulers import Plan, plan
 from .target import Target, check_height, check_orders
@@ -54,7 +55,7 @@ def load(
     sampler = Sampler(Bundle.open(bundle), backend, device, precision, threads, concurrency)
     if self_test:
         try:
-            selftest.require(sampler.bundle, sampler.networks)
+            selftest.require(sampler.bundle, sampler.every_network())
         except BaseException:
             sampler.close()
             raise
@@ -95,9 +96,10 @@ class Sampler:
         for name, model in wanted.items():
             if precision != "auto" and backends.file_precision(precision, model.precisions) is None:
                 raise BundleError(f"the bundle {bundle.path} has no {name} in {precision}; it has {', '.join(model.precisions)}")
-        self.networks, self.choice, self.reason = backends.open_networks(
-            wanted, backend, device, precision, backends.Load(threads, concurrency)
-        )
+        self._ranking = wanted.pop("surrogate", None)
+        self._load = backends.Load(threads, concurrency, int(bundle.manifest.get("max_batch", backends.BUCKETS[-1])))
+        self._opening, self._closed = threading.Lock(), False
+        self.networks, self.choice, self.reason = backends.open_networks(wanted, backend, device, precision, self._load)
         self.backend, self.device, self.precision = self.choice
 
     def __enter__(self) -> Sampler:
@@ -108,8 +110,33 @@ class Sampler:
 
     def close(self) -> None:
         """Release the engine; the sampler cannot be used afterwards. Runs in other threads end with a BackendError or finish."""
+        with self._opening:
+            self._closed = True
         for network in self.networks.values():
             network.close()
+
+    @property
+    def surrogate(self) -> backends.Network | None:
+        """The network that predicts what a pattern scatters, in the engine of the others; None where the bundle has none.
+
+        It is opened when it is first asked for: who does not rank does not wait for it.
+        """
+        if self._ranking is None:
+            return None
+        with self._opening:
+            if self._closed:
+                raise BackendError("the sampler is closed; load the bundle again")
+            if "surrogate" not in self.networks:
+                self.networks |= backends.open_networks({"surrogate": self._ranking}, *self.choice, self._load).networks
+        return self.networks["surrogate"]
+
+    def every_network(self) -> dict[str, backends.Network]:
+        """All networks of the bundle, opened."""
+        return dict(self.networks) if self.surrogate is None else {**self.networks, "surrogate": self.surrogate}
+
+    def shortlist(self, patterns: np.ndarray, target: Target) -> np.ndarray:
+        """Indices of the candidates (n, N, N) worth solving for a target; see :func:`search.shortlist`."""
+        return search.shortlist(patterns, target.resized(self.bundle.condition.orders), self.surrogate)
 
     def warmup(self, n: int | None = None) -> None:
         """Run every network once at the batch that ``n`` candidates take, so that the first design does not pay for preparations."""

@@ -13,10 +13,12 @@ from .score import misrouted_power
 from .target import Target
 
 if TYPE_CHECKING:
+    from .backends import Network
     from .sampler import OnStep, Sampler, Stop
 
 # Candidates of a batch when time is short: the first of them is there in an eighth of the time of the usual 64.
 HURRIED = 8
+SOLVED = 4  # candidates that ranking has solved where a surrogate picks them
 
 
 def best_designs(
@@ -101,6 +103,22 @@ def best_designs(
         if late or len(R) < len(fresh):
             break
     return best[:top]
+
+
+def shortlist(patterns: np.ndarray, target: Target, surrogate: Network | None, count: int = SOLVED) -> np.ndarray:
+    """Indices of the candidates worth solving: the ``count`` that the surrogate ranks best, best first; without one, all.
+
+    Args:
+        patterns: (N, n, n) of 0 and 1; of those equal up to a cyclic shift the first stands for all.
+        surrogate: ``pattern`` (N, 1, n, n), ``height_nm`` (N, 1) -> ``R``, ``T`` (N, 2M+1, 2M+1) for the target's M.
+    """
+    first = unique(patterns)
+    if surrogate is None:
+        return first
+    cells = np.ascontiguousarray(patterns[first][:, None], np.float32)
+    found = surrogate({"pattern": cells, "height_nm": np.full((len(first), 1), target.height_nm, np.float32)})
+    scores = np.asarray(misrouted_power(found["R"], found["T"], target))
+    return first[np.argsort(scores, kind="stable")[:count]]
 
 
 class _TimeUp(Exception):

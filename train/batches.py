@@ -60,13 +60,14 @@ class Batches:
         self.data, self.condition, self.recipe = data, condition, recipe
         self.per_epoch = math.ceil(len(data) / recipe.batch_size)
         self.mirrors = recipe.mirrors and mirrors_hold(data.geometry)
-        self.timesteps = int(recipe.scheduler["num_train_timesteps"])
+        self.timesteps = int(recipe.scheduler.get("num_train_timesteps", 0))
         size = data.xx.shape[-1]
         self.side = recipe.canvas or size
         self.start = (self.side - size) // 2
 
     def training(self, step: int) -> dict[str, np.ndarray]:
-        """The batch of a step: ``sample``, ``noise`` (B, 1, S, S), ``timestep`` (B,) int64 and the condition's arrays.
+        """The batch of a step: ``sample``, ``noise`` (B, 1, S, S), ``timestep`` (B,) int64 and the condition's arrays; for the objective
+        ``scattering`` ``pattern`` (B, 1, N, N), ``height_nm`` (B, 1) and ``R``, ``T`` (B, 2M+1, 2M+1).
 
         The last batch of an epoch is filled up from its beginning, so that every batch has the same size.
         """
@@ -88,6 +89,9 @@ class Batches:
             patterns, R, T = (mirror(maps, flip_x, flip_y) for maps in (patterns, R, T))
             rows, columns = rng.integers(0, patterns.shape[-1], (2, count))
             patterns = shift(patterns, rows, columns)
+        if self.recipe.objective == "scattering":
+            pattern, height_nm = patterns[:, None].astype(np.float32), part.h[:, None].astype(np.float32)
+            return {"pattern": pattern, "height_nm": height_nm, "R": R.astype(np.float32), "T": T.astype(np.float32)}
         if augment and self.recipe.masks + self.recipe.condition_dropout > 0:
             mask_R, mask_T = random_masks(rng, R, T, self.recipe.masks, self.recipe.condition_dropout)
         sample = np.zeros((count, 1, self.side, self.side), np.float32)

@@ -12,7 +12,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ from runtime.version import __version__
 
 from . import checkpoint, networks
 from .batches import Batches, split
-from .objective import Objective
+from .networks.surrogate import Surrogate
+from .objective import Denoising, Scattering, objective
 from .pictures import loss_curve
 from .recipes import Recipe, from_dict
 
@@ -142,8 +143,11 @@ def train(
     torch.manual_seed(recipe.seed)
     batches = Batches(run.data.take(run.training), run.condition, recipe)
     network = networks.build(recipe.network, recipe.network_arguments)
-    objective = Objective(recipe.scheduler, recipe.loss)
-    write_json(out / "scheduler_config.json", dict(objective.scheduler.config))
+    if isinstance(network, Surrogate):
+        network.measure(run.condition)
+    goal = objective(recipe)
+    if isinstance(goal, Denoising):
+        write_json(out / "scheduler_config.json", dict(goal.scheduler.config))
     if init is not None:
         network.load_state_dict(checkpoint.load_weights(checkpoint.latest(init)))
     optimizer = _optimizer(recipe, network)
@@ -171,7 +175,7 @@ def train(
                 group["lr"] = learning_rate(recipe, step, total)
             batch = _to_device(_share(batches.training(step), accelerator), accelerator)
             with accelerator.autocast():
-                loss = objective(model, batch)
+                loss = goal(model, batch)
             accelerator.backward(loss)
             if recipe.gradient_clip > 0:
                 accelerator.clip_grad_norm_(model.parameters(), recipe.gradient_clip)
@@ -182,7 +186,7 @@ def train(
             bar.update()
             mean = log.add(accelerator.reduce(loss.detach(), "mean").item())
             if step % batches.per_epoch == 0 or step == total:
-                validation = _validate(network, ema, objective, held, accelerator)
+                validation = _validate(network, ema, goal, held, accelerator)
                 log.write(step, step / batches.per_epoch, mean, validation, learning_rate(recipe, step - 1, total))
                 bar.set_postfix(loss=f"{mean:.4f}", val=f"{validation:.4f}")
             if step % checkpoint_every == 0 or step == last:
@@ -230,11 +234,15 @@ def _restore(path: Path, network: nn.Module, ema: EMAModel, optimizer: torch.opt
     return step
 
 
+def _rows(batch: Mapping[str, Sized]) -> int:
+    return len(next(iter(batch.values())))
+
+
 def _share(batch: dict[str, np.ndarray], accelerator: Accelerator) -> dict[str, np.ndarray]:
     """This process's equal part of a global batch."""
     if accelerator.num_processes == 1:
         return batch
-    each = len(batch["timestep"]) // accelerator.num_processes
+    each = _rows(batch) // accelerator.num_processes
     start = accelerator.process_index * each
     return {key: value[start : start + each] for key, value in batch.items()}
 
@@ -244,15 +252,17 @@ def _to_device(batch: dict[str, np.ndarray], accelerator: Accelerator) -> dict[s
 
 
 @torch.no_grad()
-def _validate(network: nn.Module, ema: EMAModel, objective: Objective, batch: dict[str, torch.Tensor], accelerator: Accelerator) -> float:
+def _validate(
+    network: nn.Module, ema: EMAModel, goal: Denoising | Scattering, batch: dict[str, torch.Tensor], accelerator: Accelerator
+) -> float:
     """Loss of the EMA weights on the fixed validation batch."""
     network.eval()
     ema.store(network.parameters())
     ema.copy_to(network.parameters())
-    total, count = 0.0, len(batch["timestep"])
+    total, count = 0.0, _rows(batch)
     for start in range(0, count, 256):
         part = {key: value[start : start + 256] for key, value in batch.items()}
-        total += objective(network, part).item() * len(part["timestep"])
+        total += goal(network, part).item() * _rows(part)
     ema.restore(network.parameters())
     network.train()
     return total / count

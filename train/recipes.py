@@ -16,7 +16,8 @@ from runtime.errors import DataError
 class Recipe:
     """Settings of one run. ``cli.py train`` flags of the same name override a recipe's value.
 
-    ``scheduler`` holds diffusers' scheduler settings, as they will stand in the bundle's ``scheduler_config.json``.
+    ``objective`` is ``denoising`` (a pattern from noise, given the light) or ``scattering`` (the light, given a pattern), which has no
+    scheduler. ``scheduler`` holds diffusers' scheduler settings, as they will stand in the bundle's ``scheduler_config.json``.
     ``masks`` is the share of training targets of which only some orders are asked for, ``condition_dropout`` the
     share of which nothing is asked (classifier-free guidance). ``sampling_steps`` is the bundle's default.
     """
@@ -32,6 +33,7 @@ class Recipe:
     batch_size: int
     lr: float
     epochs: int
+    objective: str = "denoising"
     loss: str = "mse"
     optimizer: str = "adam"
     lr_schedule: str = "constant"
@@ -100,9 +102,34 @@ RECIPES = {
         condition_dropout=0.1,
         validation_fraction=0.03,
     ),
+    # Pattern and height -> R, T: what ranks candidates without a solver.
+    "surrogate": Recipe(
+        name="surrogate",
+        network="surrogate",
+        network_arguments={"channels": 64, "components": 48, "hidden": 128, "blocks": 6, "tokens": 32, "embedding": 128},
+        layout="orders",
+        canvas=0,
+        scheduler={},
+        sampling_scheduler="",
+        sampling_steps=0,
+        batch_size=128,
+        lr=1e-3,
+        epochs=40,
+        objective="scattering",
+        loss="l1",
+        optimizer="adamw",
+        lr_schedule="cosine",
+        warmup_steps=200,
+        gradient_clip=1.0,
+        ema_decay=0.9995,
+        precision="bf16",
+        mirrors=True,
+        validation_fraction=0.03,
+    ),
 }
 
 _CHOICES = {
+    "objective": ("denoising", "scattering"),
     "loss": ("mse", "l1", "huber"),
     "optimizer": ("adam", "adamw"),
     "lr_schedule": ("constant", "cosine"),

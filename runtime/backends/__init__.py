@@ -85,10 +85,17 @@ class Choice(NamedTuple):
 
 
 class Load(NamedTuple):
-    """How an engine will be used: CPU threads of one call (None: the engine decides), and how many threads call it at a time."""
+    """How an engine will be used: CPU threads of one call (None: the engine decides), how many threads call it at a time, and the
+    largest batch that engines with fixed shapes are built for."""
 
     threads: int | None = None
     concurrency: int = 1
+    max_batch: int = BUCKETS[-1]
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Batch sizes to build for: those of ``BUCKETS`` below the largest batch, and that."""
+        return (*(size for size in BUCKETS if size < self.max_batch), self.max_batch)
 
 
 class Opened(NamedTuple):

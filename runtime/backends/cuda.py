@@ -26,7 +26,8 @@ class _Installed:
             from cuda.bindings import runtime
         except ImportError:
             raise BackendError("cuda-python is not installed; install metascatter[tensorrt], or metascatter[rtx] for RTX cards") from None
-        return getattr(runtime, name)
+        self.__dict__[name] = getattr(runtime, name)  # a network's every call comes by here
+        return self.__dict__[name]
 
 
 if TYPE_CHECKING:

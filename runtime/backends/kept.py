@@ -18,10 +18,13 @@ from ..files import atomic_file, cache_directory
 _log = logging.getLogger(__name__)
 
 
-def place(engine: str, facts: Mapping[str, Any]) -> Path:
-    """Where the compiled form of a model with these facts (JSON values: hash of the ONNX, versions, device, options) belongs."""
+def place(engine: str, facts: Mapping[str, Any], root: Path | None = None) -> Path:
+    """Where the compiled form of a model with these facts (JSON values: hash of the ONNX, versions, device, options) belongs.
+
+    ``root`` is a folder laid out as the user's cache directory, in place of that.
+    """
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
-    return cache_directory() / engine / f"{key}.bin"
+    return (root or cache_directory()) / engine / f"{key}.bin"
 
 
 def fetch(path: Path) -> bytes | None:
@@ -36,10 +39,16 @@ def fetch(path: Path) -> bytes | None:
     return content[32:]
 
 
-def keep(path: Path, content: bytes) -> None:
-    """Write it, whole or not at all; a cache that cannot be written is done without."""
+def keep(path: Path, content: bytes, required: bool = False) -> None:
+    """Write it, whole or not at all; a cache that cannot be written is done without, unless it is ``required``.
+
+    Raises:
+        DataError: it is required, and the place cannot be written.
+    """
     try:
         with atomic_file(path) as temporary:
             temporary.write_bytes(hashlib.sha256(content).digest() + content)
     except (DataError, OSError) as error:
+        if required:
+            raise error if isinstance(error, DataError) else DataError(f"cannot write {path}: {error.strerror or error}") from None
         _log.info("nothing is kept for the next start: %s", error)

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..errors import BackendError, DataError
 from ..files import atomic_file, cache_directory
-from . import BUCKETS, Choice, Load
+from . import Choice, Load
 from .network import Arrays, Network, Signature
 
 _DEVICES = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
@@ -99,7 +99,7 @@ class OpenVinoNetwork(Network):
             *choice,
             inputs=_signatures(name, self._model.inputs),
             outputs=_signatures(name, self._model.outputs),
-            buckets=_CPU_BUCKETS if choice.device == "cpu" else BUCKETS,
+            buckets=_CPU_BUCKETS if choice.device == "cpu" else load.buckets,
         )
         capabilities = _capabilities(self._core, choice.device)
         self._config = _config(self._core, choice, load)

@@ -1,29 +1,28 @@
 """TensorRT 10.x, 11.x and TensorRT-RTX on NVIDIA GPUs, without PyTorch.
 
-A plan is built from the bundle's ONNX on first use and kept in the user's cache directory with a sidecar that says what it was built
-with; a plan whose sidecar says anything else is built again, because TensorRT has no way to ask whether a plan fits. Each context has
-an execution context of its own on the profile of its bucket, a stream, fixed buffers, and the whole call captured as one CUDA graph; so
-threads never wait for one another. Making a context, and capturing, happen one at a time under a lock.
+A plan is built from the bundle's ONNX on first use, and kept (``tensorrt_plans``). Each context has an execution context of its own on
+the profile of its bucket, a stream, fixed buffers, and the whole call captured as one CUDA graph; so threads never wait for one another.
+Making a context, and capturing, happen one at a time under a lock. TensorRT-RTX leaves the kernels to be compiled for the GPU that is
+found; they are kept beside the plan.
 
 Never executed on a GPU by us: plans are built for real, and the calls are checked against TensorRT's signatures.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import logging
 import threading
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 
-from ..errors import BackendError, DataError
-from ..files import cache_directory, write_json
-from . import BUCKETS, Choice, Load, kept, tensorrt_build
+from ..errors import BackendError
+from . import BUCKETS, Choice, Load, kept, tensorrt_build, tensorrt_plans
 from .cuda import Buffer, Device, Stream, device
 from .network import Arrays, Network, Signature
-from .tensorrt_build import trt
+from .tensorrt_build import rtx, trt
 
 # What TensorRT-RTX runs on; a data-centre GPU or a Jetson takes TensorRT.
 RTX_CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
@@ -42,7 +41,7 @@ def why_not(backend: str, device_word: str) -> str | None:
 
 def precisions(backend: str, device_word: str) -> tuple[str, ...]:
     """What is computed in, best first; the precision is in the ONNX file."""
-    return ("fp16", "fp32", "int8")
+    return ("fp16", "fp32")  # our int8 files have zero points, which TensorRT does not take
 
 
 def open_network(content: bytes, name: str, choice: Choice, load: Load) -> TensorRtNetwork:
@@ -50,95 +49,71 @@ def open_network(content: bytes, name: str, choice: Choice, load: Load) -> Tenso
     refusal = why_not(choice.backend, choice.device)
     if refusal is not None:
         raise BackendError(refusal)
-    return TensorRtNetwork(content, name, choice, device())
+    return TensorRtNetwork(content, name, choice, device(), load.buckets)
 
 
-def sidecar(content: bytes, gpu: Device) -> dict[str, Any]:
-    """What a plan depends on: another value of any of these wants another plan."""
-    return {
-        "flavour": trt.__name__,
-        "version": trt.__version__,
-        "gpu": gpu.name,
-        "compute_capability": list(gpu.capability),
-        "onnx_sha256": hashlib.sha256(content).hexdigest(),
-        "buckets": list(BUCKETS),
-        "workspace_bytes": tensorrt_build.WORKSPACE_BYTES,
-        "flags": ["STRONGLY_TYPED", "no TF32"],
-    }
+class _Compiled:
+    """Kernels that TensorRT-RTX compiles for this GPU when a context first runs, kept for the next start."""
+
+    def __init__(self, engine: rtx.ICudaEngine, path: Path) -> None:
+        self._path = path
+        self.config = engine.create_runtime_config()
+        # By default a kernel for the shape at hand is compiled in the background while another runs, and a graph would hold on to that.
+        self.config.dynamic_shapes_kernel_specialization_strategy = rtx.DynamicShapesKernelSpecializationStrategy.EAGER
+        self._cache = self.config.create_runtime_cache()
+        self._known = kept.fetch(path)
+        if self._known is not None and not self._cache.deserialize(self._known):
+            _log.info("TensorRT-RTX will not load %s, and compiles its kernels again", path)
+        self.config.set_runtime_cache(self._cache)
+
+    def keep(self) -> None:
+        """Write down what has been compiled since."""
+        content = tensorrt_build.content_of(self._cache.serialize())
+        if content != self._known:
+            kept.keep(self._path, content)
 
 
-def engine(content: bytes, name: str, gpu: Device) -> trt.ICudaEngine:
-    """A deserialised engine, from the plan that was kept where there is one and it fits, else built and kept.
-
-    Raises:
-        BackendError: TensorRT cannot build it, or cannot load what it has just built.
-    """
-    runtime = trt.Runtime(tensorrt_build.logger())
-    facts = sidecar(content, gpu)
-    path = kept.place("tensorrt", facts)
-    plan = kept.fetch(path)
-    if plan is not None:
-        loaded = runtime.deserialize_cuda_engine(plan)
-        if loaded is not None:
-            return loaded
-        _log.warning("TensorRT will not load %s, which is built again", path)
-    _log.info("building the TensorRT engine of %s for %s: this takes minutes, once", name, gpu.name)
-    progress = _Progress(name)
-    plan = tensorrt_build.build(content, name, BUCKETS, timing_cache=_timings(gpu), progress=progress)
-    kept.keep(path, plan)
-    try:
-        write_json(path.with_suffix(".json"), {**facts, "plan_sha256": hashlib.sha256(plan).hexdigest()})
-    except DataError as error:
-        _log.info("no sidecar for people: %s", error)
-    loaded = runtime.deserialize_cuda_engine(plan)
-    if loaded is None:
-        raise BackendError(f"TensorRT cannot load the engine it has just built of {name}; its reason is in the log")
-    return loaded
-
-
-class _Progress:
-    """A line in the log for every tenth of a phase."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.told = name, ""
-
-    def __call__(self, phase: str, step: int, steps: int) -> None:
-        words = f"{phase}: {10 * step // max(steps, 1) * 10} %"
-        if words != self.told:
-            self.told = words
-            _log.debug("%s, %s", self.name, words)
-
-
-def _timings(gpu: Device) -> Path:
-    words = "".join(c if c.isalnum() else "-" for c in f"{trt.__name__}-{trt.__version__}-{gpu.name}")
-    return cache_directory() / "tensorrt" / f"{words}.timings"
+# NumPy's names of what a model may take and give.
+_DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32", "INT8": "int8", "UINT8": "uint8", "BOOL": "bool"}
 
 
 class TensorRtNetwork(Network):
     """One ONNX model in one TensorRT engine."""
 
-    def __init__(self, content: bytes, name: str, choice: Choice, gpu: Device) -> None:
-        self._engine: trt.ICudaEngine | None = engine(content, name, gpu)
-        plan = self._engine
+    def __init__(self, content: bytes, name: str, choice: Choice, gpu: Device, buckets: tuple[int, ...] = BUCKETS) -> None:
+        plan, place = tensorrt_plans.engine(content, name, gpu, buckets)
+        self._engine: trt.ICudaEngine | None = plan
         self._making = threading.Lock()
         signatures: dict[bool, dict[str, Signature]] = {True: {}, False: {}}
         for i in range(plan.num_io_tensors):
             tensor = plan.get_tensor_name(i)
             entering = plan.get_tensor_mode(tensor) == trt.TensorIOMode.INPUT
-            shape = tuple(plan.get_tensor_shape(tensor))[1:]
-            dtype = np.dtype(trt.nptype(plan.get_tensor_dtype(tensor))).name
-            signatures[entering][tensor] = Signature(tuple(int(side) for side in shape), dtype)
-        super().__init__(name, *choice, inputs=signatures[True], outputs=signatures[False], buckets=BUCKETS, batch_size=BUCKETS[-1])
-        self._idle.append((BUCKETS[0], self._context(BUCKETS[0])))  # whether the GPU has room for it shows now
+            kind = plan.get_tensor_dtype(tensor).name
+            if kind not in _DTYPES:
+                raise BackendError(f"{name}: '{tensor}' is of type {kind}, which NumPy has not; export it with float32 inputs and outputs")
+            shape = plan.get_tensor_shape(tensor)[1:]
+            signatures[entering][tensor] = Signature(tuple(int(side) for side in shape), _DTYPES[kind])
+        self._compiled: _Compiled | None = None
+        if trt.__name__ == "tensorrt_rtx":
+            self._compiled = _Compiled(cast("rtx.ICudaEngine", plan), place.with_suffix(".kernels"))
+        super().__init__(name, *choice, inputs=signatures[True], outputs=signatures[False], buckets=buckets, batch_size=buckets[-1])
+        self._idle.append((buckets[0], self._context(buckets[0])))  # whether the GPU has room for it shows now
 
     def _context(self, bucket: int) -> _TensorRtContext:
         with self._making:
             if self._engine is None:
                 raise BackendError(f"{self.name} is closed; load the bundle again")
-            return _TensorRtContext(self._engine, self.name, self.inputs, self.outputs, bucket, self._making)
+            if self._compiled is None:
+                made = self._engine.create_execution_context()
+            else:
+                compiling = cast("rtx.ICudaEngine", self._engine)
+                made = cast("trt.IExecutionContext | None", compiling.create_execution_context(runtime_config=self._compiled.config))
+            return _TensorRtContext(made, self.name, self.inputs, self.outputs, bucket, self.buckets.index(bucket), self._making)
 
     def _release(self) -> None:
-        self._engine = None
+        if self._compiled is not None:
+            self._compiled.keep()
+        self._engine = self._compiled = None
 
 
 class _TensorRtContext:
@@ -146,30 +121,32 @@ class _TensorRtContext:
 
     def __init__(
         self,
-        engine: trt.ICudaEngine,
+        context: trt.IExecutionContext | None,
         name: str,
         inputs: dict[str, Signature],
         outputs: dict[str, Signature],
         bucket: int,
+        profile: int,
         capturing: threading.Lock,
     ) -> None:
         self._name, self._capturing, self._warm, self._capturable = name, capturing, False, True
         self._inputs: dict[str, Buffer] = {}
         self._outputs: dict[str, Buffer] = {}
-        context = engine.create_execution_context()
         if context is None:
             raise BackendError(f"TensorRT could not make a context of {name} for a batch of {bucket}; take a smaller --batch-size")
         self._context: trt.IExecutionContext | None = context
         self._stream = Stream()
         try:
-            if not context.set_optimization_profile_async(BUCKETS.index(bucket), self._stream.address):
+            if not context.set_optimization_profile_async(profile, self._stream.address):
                 raise BackendError(f"TensorRT refuses the profile of {name} for a batch of {bucket}; its reason is in the log")
             for buffers, signatures in ((self._inputs, inputs), (self._outputs, outputs)):
                 for key, (shape, dtype) in signatures.items():
                     buffers[key] = Buffer((bucket, *shape), dtype)
-                    context.set_tensor_address(key, buffers[key].address)
+                    taken = context.set_tensor_address(key, buffers[key].address)
                     if buffers is self._inputs:
-                        context.set_input_shape(key, (bucket, *shape))
+                        taken = context.set_input_shape(key, (bucket, *shape)) and taken
+                    if not taken:
+                        raise BackendError(f"TensorRT refuses '{key}' of {name} for a batch of {bucket}; its reason is in the log")
             self._stream.synchronise()
         except BaseException:
             self.close()
@@ -218,7 +195,8 @@ class _TensorRtContext:
                 try:
                     self._enqueue()
                 except BaseException:
-                    self._stream.end_capture(keep=False)
+                    with contextlib.suppress(BackendError):  # ending a recording that failed fails as well
+                        self._stream.end_capture(keep=False)
                     raise
                 self._stream.end_capture(keep=True)
             except BackendError as error:

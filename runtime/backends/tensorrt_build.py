@@ -6,19 +6,19 @@ means fp32. Each batch size has an optimisation profile of its own, with nothing
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsInt, TypeVar, cast
 
-from ..errors import BackendError
+from ..errors import BackendError, DataError
 from ..files import atomic_file
 
 WORKSPACE_BYTES = 1 << 30
 OnProgress = Callable[[str, int, int], None]
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -27,11 +27,17 @@ def module() -> ModuleType:
     """TensorRT, or TensorRT-RTX where that is what is installed.
 
     Raises:
-        BackendError: neither is.
+        BackendError: neither is, or its libraries cannot be loaded.
     """
+    broken = []
     for name in ("tensorrt", "tensorrt_rtx"):
-        with contextlib.suppress(ImportError):
+        try:
             return importlib.import_module(name)
+        except (ImportError, OSError) as error:
+            if not (isinstance(error, ModuleNotFoundError) and error.name == name):
+                broken.append(f"{name} is installed and does not load ({_line(error)})")
+    if broken:
+        raise BackendError(f"{'; '.join(broken)}; install it again")
     raise BackendError("TensorRT is not installed; install metascatter[tensorrt], or metascatter[rtx] for RTX cards")
 
 
@@ -44,9 +50,9 @@ class _Installed:
 
 if TYPE_CHECKING:
     import tensorrt as trt
-    import tensorrt_rtx
+    import tensorrt_rtx as rtx
 else:
-    trt = _Installed()
+    trt = rtx = _Installed()  # rtx in front of what TensorRT-RTX alone has
 
 _loggers: dict[str, trt.ILogger] = {}
 
@@ -73,6 +79,20 @@ def logger() -> trt.ILogger:
     return _loggers.setdefault(trt.__name__, Logger())
 
 
+def start(kind: Callable[[trt.ILogger], T]) -> T:
+    """A builder or a runtime. The bindings raise a bare TypeError where TensorRT cannot make one, as without a GPU.
+
+    Raises:
+        BackendError: it cannot.
+    """
+    try:
+        return kind(logger())
+    except (TypeError, RuntimeError) as error:
+        raise BackendError(
+            f"TensorRT does not start here ({_line(error)}); it needs an NVIDIA GPU and a driver as new as its libraries, see the log"
+        ) from None
+
+
 def build(
     content: bytes,
     name: str,
@@ -85,37 +105,39 @@ def build(
     hardware_compatible: bool = False,
     progress: OnProgress | None = None,
 ) -> bytes:
-    """A serialised engine of an ONNX model whose first axis is the batch.
+    """A serialised engine of an ONNX model whose inputs have the batch as their first axis, and nothing else free.
 
     Args:
         content: the ONNX file, weights inside.
         name: what messages call it.
-        buckets: batch sizes, a profile each, in this order.
+        buckets: batch sizes of at least 1, a profile each, in this order.
         workspace_bytes: most memory a layer may use while it works.
         timing_cache: a file of kernel timings, read if there and written again: with the same one a rebuild takes the same kernels.
-        compute_capability: build for another GPU than this computer's; TensorRT-RTX alone can, and needs no GPU then.
+            One that cannot be written is done without; TensorRT-RTX, which times nothing, keeps nothing in it.
+        compute_capability: (major, minor) of the GPU to build for. TensorRT-RTX alone can choose, and needs no GPU to build; None
+            there is Ampere and later, None elsewhere this computer's GPU.
         version_compatible, hardware_compatible: plans that later TensorRTs, or all GPUs from Ampere on, run as well (TensorRT alone).
         progress: called with (phase, step, steps); what it raises stops the build and reaches the caller.
 
     Raises:
         BackendError: TensorRT is not installed, or refuses the model or the options; the sentence carries its reason.
     """
-    log = logger()
-    builder = trt.Builder(log)
+    if not buckets or min(buckets) < 1:
+        raise BackendError(f"{name}: the buckets are {list(buckets)}; expected batch sizes of at least 1")
+    builder = start(trt.Builder)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
+    parser = trt.OnnxParser(network, logger())
     if not parser.parse(content):
-        reasons = "; ".join(str(parser.get_error(i).desc()) for i in range(min(parser.num_errors, 3)))
-        raise BackendError(f"TensorRT cannot read {name}: {reasons or 'it does not say why'}; export it again or choose another backend")
+        raise BackendError(f"TensorRT cannot read {name}: {_reasons(parser)}; export it again or choose another backend")
+    sides = _sides(network, name)
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
     config.clear_flag(trt.BuilderFlag.TF32)
     for size in buckets:
         profile = builder.create_optimization_profile()
-        for i in range(network.num_inputs):
-            tensor = network.get_input(i)
-            shape = (size, *tuple(tensor.shape)[1:])
-            profile.set_shape(tensor.name, shape, shape, shape)
+        for tensor, rest in sides.items():
+            shape = trt.Dims((size, *rest))
+            profile.set_shape(tensor, shape, shape, shape)
         config.add_optimization_profile(profile)
     if version_compatible or hardware_compatible:
         if trt.__name__ == "tensorrt_rtx":
@@ -125,7 +147,9 @@ def build(
         if hardware_compatible:
             config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if compute_capability is not None:
-        _target(config, compute_capability)
+        target = cast("rtx.IBuilderConfig", config)
+        target.num_compute_capabilities = 1
+        target.set_compute_capability(supported(compute_capability), 0)
     cache = _timing_cache(config, timing_cache)
     monitor = _monitor(progress) if progress is not None else None
     if monitor is not None:
@@ -136,35 +160,70 @@ def build(
     if plan is None:
         raise BackendError(f"TensorRT could not build {name}; its reason is in the log, under {__name__}")
     if cache is not None and timing_cache is not None:
-        with contextlib.suppress(OSError, BackendError), atomic_file(timing_cache) as temporary:
-            temporary.write_bytes(bytes(cache.serialize()))
-    return bytes(plan)
+        try:
+            with atomic_file(timing_cache) as temporary:
+                temporary.write_bytes(content_of(cache.serialize()))
+        except (DataError, OSError) as error:
+            _log.warning("the kernel timings of %s are not kept: %s", name, error)
+    return content_of(plan)
 
 
-def _target(config: Any, capability: tuple[int, int]) -> None:
-    """Build for a GPU that need not be here."""
+def content_of(memory: Any) -> bytes:
+    """A copy of memory that TensorRT owns, empty where it gave none; it is a buffer to Python, but its signatures do not say so."""
+    return b"" if memory is None else bytes(memory)
+
+
+def _line(error: object) -> str:
+    """What a library says, on one line."""
+    return " ".join(str(error).split()).rstrip(".")
+
+
+def _reasons(parser: trt.OnnxParser) -> str:
+    """All that the parser found wrong; an operator it does not know is one reason, however many nodes use it."""
+    found = []
+    for i in range(parser.num_errors):
+        error = parser.get_error(i)
+        found.append(f"{error.node_operator()}: {_line(error.desc())}" if error.node_operator() else _line(error.desc()))
+    return "; ".join(dict.fromkeys(found)) or "it does not say why"
+
+
+def _sides(network: trt.INetworkDefinition, name: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of all inputs without the batch."""
+    sides = {}
+    for i in range(network.num_inputs):
+        tensor = network.get_input(i)
+        shape = [int(tensor.shape[k]) for k in range(len(tensor.shape))]
+        if shape[:1] != [-1] or -1 in shape[1:]:
+            raise BackendError(f"{name}: '{tensor.name}' is {shape}; expected the batch (-1) to be free and nothing else, export it again")
+        sides[tensor.name] = tuple(shape[1:])
+    return sides
+
+
+def supported(capability: tuple[int, int]) -> rtx.ComputeCapability:
+    """TensorRT-RTX's word for the GPUs of a compute capability, which need not be here.
+
+    Raises:
+        BackendError: it does not build for those, or what is installed is TensorRT, which builds for this computer's GPU alone.
+    """
     words = f"{capability[0]}.{capability[1]}"
-    if TYPE_CHECKING:
-        rtx = tensorrt_rtx
-    else:
-        rtx = module()
     if not hasattr(rtx, "ComputeCapability"):
         raise BackendError(f"only TensorRT-RTX builds for another GPU ({words}); install metascatter[rtx], or build on that GPU")
     chosen = getattr(rtx.ComputeCapability, f"SM{capability[0]}{capability[1]}", None)
     if chosen is None:
         able = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in rtx.ComputeCapability.__members__ if n.startswith("SM"))
         raise BackendError(f"TensorRT-RTX does not build for compute capability {words}; it does for {able}")
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(chosen, 0)
+    return chosen
 
 
 def _timing_cache(config: trt.IBuilderConfig, path: Path | None) -> trt.ITimingCache | None:
-    if path is None:
+    if path is None or trt.__name__ == "tensorrt_rtx":
         return None
     try:
         known = path.read_bytes()
     except OSError:
         known = b""
+    if hasattr(trt.BuilderFlag, "EDITABLE_TIMING_CACHE"):
+        config.set_flag(trt.BuilderFlag.EDITABLE_TIMING_CACHE)
     cache = config.create_timing_cache(known)
     # A cache of another version or GPU is no error: it is begun anew.
     if cache is None or not config.set_timing_cache(cache, False):
@@ -183,13 +242,13 @@ def _monitor(progress: OnProgress) -> Any:
             self.steps: dict[str, int] = {}
             self.raised: BaseException | None = None
 
-        def phase_start(self, phase_name: str, parent_phase: str, num_steps: int) -> None:
+        def phase_start(self, phase_name: str, parent_phase: str, num_steps: SupportsInt) -> None:
             self.steps[phase_name] = int(num_steps)
 
         def phase_finish(self, phase_name: str) -> None:
             self.steps.pop(phase_name, None)
 
-        def step_complete(self, phase_name: str, step: int) -> bool:
+        def step_complete(self, phase_name: str, step: SupportsInt) -> bool:
             """False ends the build; an exception must not cross TensorRT's own code."""
             try:
                 if self.raised is None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import export.bundle as room
+from export import parity
 
 
 @pytest.fixture
@@ -21,9 +22,21 @@ def run(small_run: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def quick(small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests that do not look at the graphs: those of the small bundle, which take seconds to make."""
+    """For tests that do not look at the graphs: those of the small bundle, which take seconds to make, and one engine to compare."""
+    monkeypatch.setattr(parity, "ENGINES", ("onnxruntime",))
+    monkeypatch.setattr(parity, "CANDIDATES", 2)
     graphs = {"output": "denoiser.onnx", "context": "encoder.onnx"}
     monkeypatch.setattr(room, "to_onnx", lambda part: (small_bundle / graphs[part.outputs[0]]).read_bytes())
+
+
+@pytest.fixture(scope="session")
+def fused_bundle(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small run exported with its whole sampler as one file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parity, "ENGINES", ("onnxruntime",))
+        patch.setattr(parity, "CANDIDATES", 2)
+        sampling = {"scheduler": "dpmsolver++", "steps": 20}
+        return room.export(small_run, tmp_path_factory.mktemp("bundle") / "fused", fused=6, sampling=sampling)
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import export.bundle as room
 from export import parity
 from export.bundle import export
 from runtime.data import load as load_data
@@ -77,15 +79,44 @@ def test_graphs_that_differ_from_pytorch_are_not_shipped(run: Path, small_bundle
 
     path = checkpoint.latest(run) / "ema.safetensors"
     save_file({key: value + 0.01 for key, value in load_file(path).items()}, path)
-    with pytest.raises(BundleError, match=r"encoder\.onnx differs from PyTorch by .*more than 1e-04; no bundle was written"):
+    with pytest.raises(BundleError, match=r"fp32 on onnxruntime cpu differs from PyTorch by .*more than 1e-04; no bundle was written"):
         export(run, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 
 
-def test_parity_counts_nonsense_as_infinitely_wrong() -> None:
+def told(max_abs: float = 1e-6, finite: bool = True, change: float = 0.0) -> dict[str, Any]:
+    """A parity report of one network with one output."""
+    row = {"max_abs": max_abs if finite else None, "mean_abs": 0.0, "finite": finite}
     good = {"max_abs": 1e-6, "mean_abs": 1e-7, "finite": True}
-    assert parity.worst({"1": {"a": good}, "7": {"a": {**good, "max_abs": 2e-6}}}) == 2e-6
-    assert parity.worst({"1": {"a": good, "b": {"max_abs": float("nan"), "mean_abs": 0.0, "finite": False}}}) == float("inf")
+    trajectory = {**good, "flipped": 0.0, "ranked_median": 0.2, "ranked_change": change}
+    return {"networks": {"denoiser": {"1": {"output": good}, "7": {"output": row}}}, "timesteps": {"0": good}, "trajectory": trajectory}
+
+
+def test_parity_counts_nonsense_as_infinitely_wrong() -> None:
+    assert parity.worst(told(2e-6)) == 2e-6
+    for nonsense in (told(finite=False), None, {**told(), "timesteps": {"0": {"max_abs": None, "mean_abs": None, "finite": False}}}):
+        assert parity.worst(nonsense) == float("inf")
+        for precision in ("fp32", "fp16", "int8"):
+            reason, forgivable = parity.refusal(precision, "here", nonsense)
+            assert reason == f"{precision} on here gives numbers that are not finite"
+            assert not forgivable
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("fp16", 0.002), ("int8", 0.01)])
+def test_a_precision_that_makes_designs_worse_is_refused_unless_forced(precision: str, bound: float) -> None:
+    assert parity.refusal(precision, "here", told(0.5, change=bound)) == (None, False)
+    reason, forgivable = parity.refusal(precision, "here", told(0.5, change=bound + 0.001))
+    assert reason is not None
+    assert reason.startswith(f"{precision} on here makes the median misrouted power worse by {bound + 0.001:.4f}")
+    assert forgivable
+    said: list[str] = []
+    reports = {"fp32": {"here": told()}, precision: {"here": told(change=0.05)}}
+    with pytest.raises(BundleError, match=rf"worse by 0\.0500.*leave --{precision} out, or write it all the same with --force"):
+        room._judge(reports, reports, False, said.append)
+    room._judge(reports, reports, True, said.append)
+    assert "written because of --force" in said[-1]
+    with pytest.raises(BundleError, match="not finite; no bundle was written"):
+        room._judge({precision: {"here": None}}, {precision: {}}, True, said.append)
 
 
 @pytest.mark.usefixtures("quick")
@@ -134,10 +165,14 @@ def test_runs_that_a_kill_left_export_too(run: Path, tmp_path: Path, manifest: C
 
 @pytest.mark.usefixtures("quick")
 def test_a_run_on_fewer_samples_than_a_parity_batch(run: Path, tmp_path: Path) -> None:
-    data = load_data(run / "calibration.npz")
-    write_npz(run / "calibration.npz", **data.take(slice(0, 1)).arrays())
+    held = run / "calibration.npz"
+    data = load_data(held)
+    write_npz(held, **data.take(np.array([0, -1])).arrays(), test=np.array([False, True]))
     rows = json.loads((export(run, tmp_path / "bundle") / "parity.json").read_text())
-    assert set(rows["networks"]["denoiser"]["fp32"]["onnxruntime cpu"]) == {"1", "7", "64"}
+    assert set(rows["precisions"]["fp32"]["onnxruntime cpu"]["networks"]["denoiser"]) == {"1", "7", "64"}
+    write_npz(held, **data.take(np.array([0, -1])).arrays())
+    with pytest.raises(DataError, match=r"calibration\.npz does not say which of its samples are for testing"):
+        export(run, tmp_path / "other")
 
 
 def test_what_is_no_run_is_said(run: Path, tmp_path: Path) -> None:

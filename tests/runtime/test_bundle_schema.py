@@ -46,6 +46,7 @@ WRONG: dict[str, list[Any]] = {
         [2, 1024, 1024],
     ],
     "window": [None, 0, [0], [0, 0, 0], [0, -1], ["0", 0], [0.0, 0], [False, 0], [0, 1025], [0, 10**30]],
+    "max_batch": [*NO_WHOLE, 0, 4097],
     "networks": NO_NAMES,
     "networks/denoiser": NO_OBJECT,
     "networks/encoder": NO_OBJECT,
@@ -73,7 +74,7 @@ WRONG: dict[str, list[Any]] = {
     "files/golden.npz/sha256": [None, 3, "", "0" * 63, "0" * 65, "G" * 64, "A" * 64, "0" * 64 + "\n", ["0" * 64]],
     "files/golden.npz/bytes": [*NO_WHOLE, LARGEST_FILE + 1],
 }
-OPTIONAL = {"sampling/eta", "sampling/guidance_interval"}
+OPTIONAL = {"max_batch", "sampling/eta", "sampling/guidance_interval"}
 NOT_NEEDED = {"networks/encoder", "networks/encoder/inputs/light", "networks/encoder/outputs/context", "files/golden.npz"}
 ONLY_ONES = {"networks/denoiser/files/fp32", "networks/denoiser/outputs/output"}  # without them nothing is left
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.backends import BUCKETS, Choice, Load, cuda, tensorrt, tensorrt_build
+from runtime.backends import BUCKETS, Choice, Load, cuda, tensorrt, tensorrt_build, tensorrt_plans
 from runtime.backends.cuda import Device
 from runtime.errors import BackendError
 from runtime.sampler import load
@@ -78,23 +78,27 @@ def builds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.setattr(tensorrt_build, "logger", lambda: None)
     runtime = types.SimpleNamespace(deserialize_cuda_engine=deserialised)
     fake = types.SimpleNamespace(__name__="tensorrt", __version__="11.4", Runtime=lambda log: runtime)
-    monkeypatch.setattr(tensorrt, "trt", fake)
+    monkeypatch.setattr(tensorrt_plans, "trt", fake)
     return names
+
+
+def engine(content: bytes, name: str, gpu: Device) -> Any:
+    return tensorrt_plans.engine(content, name, gpu, BUCKETS)[0]
 
 
 def test_a_plan_is_built_once_for_a_version_a_gpu_and_a_model(builds: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Device("NVIDIA L4", ADA)
     for _ in range(2):
-        assert tensorrt.engine(b"model", "x.onnx", gpu) == "plan of model"
+        assert engine(b"model", "x.onnx", gpu) == "plan of model"
     assert len(builds) == 1
     (told,) = (tmp_path / "tensorrt").glob("*.json")
     facts = json.loads(told.read_text())
     assert (facts["version"], facts["gpu"], facts["buckets"]) == ("11.4", "NVIDIA L4", list(BUCKETS))
     assert facts["plan_sha256"] == hashlib.sha256(b"plan of model").hexdigest()
-    tensorrt.engine(b"another", "x.onnx", gpu)
-    tensorrt.engine(b"model", "x.onnx", Device("NVIDIA L40", ADA))
-    monkeypatch.setattr(tensorrt.trt, "__version__", "11.5")
-    tensorrt.engine(b"model", "x.onnx", gpu)
+    engine(b"another", "x.onnx", gpu)
+    engine(b"model", "x.onnx", Device("NVIDIA L40", ADA))
+    monkeypatch.setattr(tensorrt_plans.trt, "__version__", "11.5")
+    engine(b"model", "x.onnx", gpu)
     assert len(builds) == 4
 
 
@@ -103,18 +107,18 @@ def test_a_plan_is_built_once_for_a_version_a_gpu_and_a_model(builds: list[str],
 )
 def test_a_plan_that_is_damaged_or_refused_is_built_again(damage: Any, builds: list[str], tmp_path: Path) -> None:
     gpu = Device("NVIDIA L4", ADA)
-    tensorrt.engine(b"model", "x.onnx", gpu)
+    engine(b"model", "x.onnx", gpu)
     (kept,) = (tmp_path / "tensorrt").glob("*.bin")
     kept.write_bytes(damage(kept.read_bytes()))
     for _ in range(2):
-        assert tensorrt.engine(b"model", "x.onnx", gpu) == "plan of model"
+        assert engine(b"model", "x.onnx", gpu) == "plan of model"
     assert len(builds) == 2
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(builds: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("METASCATTER_CACHE", str(tmp_path / "file"))
-    assert tensorrt.engine(b"model", "x.onnx", Device("NVIDIA L4", ADA)) == "plan of model"
+    assert engine(b"model", "x.onnx", Device("NVIDIA L4", ADA)) == "plan of model"
 
 
 # --- On a device that keeps books -----------------------------------------------------------------------------------
@@ -253,11 +257,11 @@ def network(books: Books, monkeypatch: pytest.MonkeyPatch) -> Iterator[tensorrt.
         def get_tensor_shape(self, name: str) -> tuple[int, ...]:
             return (-1, 3)
 
-        def get_tensor_dtype(self, name: str) -> type[np.float32]:
-            return np.float32
+        def get_tensor_dtype(self, name: str) -> types.SimpleNamespace:
+            return types.SimpleNamespace(name="FLOAT")
 
-    monkeypatch.setattr(tensorrt, "engine", lambda *args: Doubling(books))
-    fake = types.SimpleNamespace(TensorIOMode=types.SimpleNamespace(INPUT="in"), nptype=lambda dtype: dtype)
+    monkeypatch.setattr(tensorrt_plans, "engine", lambda *args: (Doubling(books), Path("unused")))
+    fake = types.SimpleNamespace(__name__="tensorrt", TensorIOMode=types.SimpleNamespace(INPUT="in"))
     monkeypatch.setattr(tensorrt, "trt", fake)
     opened = tensorrt.TensorRtNetwork(b"", "x.onnx", Choice("tensorrt", "cuda", "fp32"), Device("L4", ADA))
     yield opened

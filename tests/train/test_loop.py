@@ -11,11 +11,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from runtime.data import load
 from runtime.errors import DataError
 from train import checkpoint
+from train.batches import split
 from train.loop import fitted, learning_rate, train
 from train.recipes import RECIPES
 
@@ -135,3 +137,31 @@ def test_damaged_checkpoint_is_named(small_data, small_recipe, tmp_path):
     (last / "model.safetensors").write_bytes(b"\0" * 20)
     with pytest.raises(DataError, match=r"model\.safetensors"):
         train(small_data, tmp_path / "run", dataclasses.replace(small_recipe, epochs=3), progress=False, resume=True)
+
+
+def test_the_surrogate_learns_in_the_same_loop(small_data: Path, tmp_path: Path) -> None:
+    """Its loss is the misrouted power; a kill changes nothing; it beats what knows the mean alone."""
+    recipe = dataclasses.replace(
+        RECIPES["surrogate"],
+        network_arguments={"channels": 16, "components": 8, "hidden": 16, "blocks": 1, "tokens": 8, "embedding": 16},
+        epochs=12,
+        batch_size=32,
+        lr=3e-3,
+        precision="fp32",
+        validation_fraction=0.2,
+        warmup_steps=2,
+        ema_decay=0.9,
+    )
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    last = train(small_data, whole, recipe, progress=False)
+    train(small_data, broken, recipe, progress=False, stop_after=7)
+    again = train(small_data, broken, recipe, progress=False, resume=True)
+    assert same_bytes(last, again)
+    assert not (whole / "scheduler_config.json").exists(), "it has no scheduler"
+    data = load(small_data)
+    _, held = split(data, recipe.validation_fraction)
+    rest = np.setdiff1d(np.arange(len(data)), held)
+    means = [maps[rest].mean(axis=0) for maps in (data.Rm, data.Tm)]
+    guess = 0.5 * sum(np.abs(maps[held] - mean).sum(axis=(1, 2)) for maps, mean in zip((data.Rm, data.Tm), means, strict=True)).mean()
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["validation_loss"] < 0.9 * guess

@@ -10,8 +10,11 @@ from runtime.condition import Condition
 from train import networks
 from train.networks.lab2023 import Lab2023UNet
 from train.networks.spectral import Fourier, LightEncoder
-from train.objective import Objective
+from train.networks.surrogate import Surrogate
+from train.objective import Denoising
 from train.recipes import RECIPES
+
+SURROGATE = {"channels": 16, "components": 8, "hidden": 16, "blocks": 2, "tokens": 8, "embedding": 16}
 
 
 def small(size: int = 6, orders: int = 8) -> torch.nn.Module:
@@ -100,7 +103,7 @@ def test_lab2023_planes_lie_where_the_seed_has_them():
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_a_perfect_network_has_no_loss(prediction_type):
     """Fed the exact answer, the objective is 0; so the network's output means what the scheduler will read it as."""
-    objective = Objective({**RECIPES["default"].scheduler, "prediction_type": prediction_type}, "mse")
+    objective = Denoising({**RECIPES["default"].scheduler, "prediction_type": prediction_type}, "mse")
     batch = {"sample": torch.randn(8, 1, 4, 4), "noise": torch.randn(8, 1, 4, 4), "timestep": torch.randint(0, 1000, (8,))}
     alpha = objective.scheduler.alphas_cumprod[batch["timestep"]].reshape(-1, 1, 1, 1)
     answer = {
@@ -110,3 +113,36 @@ def test_a_perfect_network_has_no_loss(prediction_type):
     }[prediction_type]
     assert objective(lambda noisy, timestep: answer, batch) < 1e-10
     assert objective(lambda noisy, timestep: answer + 1, batch) == pytest.approx(1.0, rel=1e-4)
+
+
+@pytest.mark.parametrize(("size", "orders"), [(6, 8), (5, 3), (10, 11), (7, 2)])
+def test_the_surrogate_conserves_power_and_knows_no_origin(size: int, orders: int) -> None:
+    torch.manual_seed(0)
+    network = Surrogate(size, orders, **SURROGATE).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    side = 2 * orders + 1
+    means = np.random.default_rng(0).random((2, side, side)).astype(np.float32)
+    means[0, 0] = 0  # orders that carry no light
+    network.measure(Condition("orders", (100.0, 400.0), means[0], means[1], (0, 1, 0, 1), 0))
+    pattern, height = torch.randint(0, 2, (3, 1, size, size)).float(), torch.tensor([[100.0], [250.0], [400.0]])
+    with torch.no_grad():
+        R, T = network(pattern, height)
+        moved = network(pattern.roll((1, 3), (2, 3)), height)
+    assert R.shape == T.shape == (3, side, side)
+    assert (R.sum((1, 2)) + T.sum((1, 2)) - 1).abs().max() < 1e-5
+    assert R[:, 0].max() < 1e-6
+    assert (R - moved[0]).abs().max() < 1e-5
+    assert (T - moved[1]).abs().max() < 1e-5
+    assert (R[0] - R[1]).abs().max() > 1e-4, "it looks at the pattern and the height"
+
+
+@pytest.mark.parametrize(("size", "orders"), [(6, 8), (5, 3), (10, 11)])
+def test_the_surrogate_reads_an_order_at_its_fourier_component(size: int, orders: int) -> None:
+    """Unfolding undoes the folding of the light encoder."""
+    network = Surrogate(size, orders, **SURROGATE)
+    encoder = LightEncoder(size, orders, 8, 16)
+    light = torch.randn(2, 4, 2 * orders + 1, 2 * orders + 1)
+    folded = encoder.fold(light)[:, : 2 * encoder.blocks**2]
+    assert torch.equal(network.unfold(folded), light[:, :2])

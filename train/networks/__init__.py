@@ -8,8 +8,9 @@ from torch import nn
 
 from .lab2023 import Lab2023UNet
 from .spectral import SpectralDenoiser
+from .surrogate import Surrogate
 
-NETWORKS: dict[str, type[nn.Module]] = {"lab2023": Lab2023UNet, "spectral": SpectralDenoiser}
+NETWORKS: dict[str, type[nn.Module]] = {"lab2023": Lab2023UNet, "spectral": SpectralDenoiser, "surrogate": Surrogate}
 
 
 def build(name: str, arguments: dict[str, Any]) -> nn.Module:

@@ -1,0 +1,119 @@
+"""A run folder, opened: what was trained, on what, and its newest averaged weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from runtime.condition import Condition
+from runtime.data import DataSet, load, open_npz
+from runtime.errors import DataError
+from train import checkpoint, networks
+from train.recipes import Recipe, from_dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What export needs of a run: ``facts`` is its data.json, ``calibration`` training samples and ``tests`` held-out ones."""
+
+    path: Path
+    newest: Path
+    facts: dict[str, Any]
+    recipe: Recipe
+    condition: Condition
+    network: nn.Module
+    calibration: DataSet
+    tests: DataSet
+
+    @classmethod
+    def open(cls, path: Path, objective: str) -> Run:
+        """Read a run folder whose recipe has this objective.
+
+        Raises:
+            DataError: it is none, is damaged, or was trained for something else.
+        """
+        facts, recipe_fields, condition_fields = (read_json(path / name) for name in ("data.json", "recipe.json", "condition.json"))
+        recipe = from_dict(recipe_fields, str(path / "recipe.json"))
+        if recipe.objective != objective:
+            what, instead = (
+                ("a surrogate", "name it with --surrogate") if objective == "denoising" else ("a denoiser", "name a surrogate's run")
+            )
+            raise DataError(f"{path} holds {what} (its recipe's objective is '{recipe.objective}'); {instead}")
+        condition = Condition.from_dict(condition_fields)
+        newest = checkpoint.latest(path)
+        network = networks.build(recipe.network, recipe.network_arguments)
+        try:
+            network.load_state_dict(checkpoint.load_weights(newest))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+            raise DataError(f"{newest} does not fit its recipe ({reason}); remove that checkpoint to go on from the one before") from None
+        broken = [name for name, value in network.state_dict().items() if value.is_floating_point() and not value.isfinite().all()]
+        if broken:
+            raise DataError(
+                f"{newest} holds weights that are not finite ('{broken[0]}'); remove that checkpoint to go on from the one before"
+            )
+        held = path / "calibration.npz"
+        samples, test = load(held), open_npz(held).get("test")
+        if test is None or test.shape != samples.h.shape or test.all() or not test.any():
+            raise DataError(f"{held} does not say which of its samples are for testing; train again with --resume to write it anew")
+        return cls(
+            path, newest, facts, recipe, condition, network.eval(), samples.take(np.flatnonzero(~test)), samples.take(np.flatnonzero(test))
+        )
+
+    def history(self) -> dict[str, Any]:
+        """Data, steps, time and losses of the run, from its metrics."""
+        step = read_json(self.newest / "state.json")["step"]
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        # A kill leaves half a line, or rows of steps after the last checkpoint.
+        rows = [row for row in (json.loads(line) for line in lines if line.endswith("}")) if row["step"] <= step]
+        last = rows[-1] if rows else {}
+        return {
+            **{key: value for key, value in self.facts.items() if key != "geometry"},
+            "steps": step,
+            "epochs": last.get("epoch"),
+            "seconds": last.get("seconds"),
+            "loss": last.get("loss"),
+            "validation_loss": last.get("validation_loss"),
+            "machine": read_json(self.path / "machine.json"),
+        }
+
+
+def fits(surrogate: Run, denoiser: Run) -> None:
+    """See that a surrogate can judge what a denoiser proposes.
+
+    Raises:
+        DataError: they were trained for different cells.
+    """
+    for what, mine, theirs in (
+        ("geometry", surrogate.facts["geometry"], denoiser.facts["geometry"]),
+        ("pattern size", surrogate.facts["pattern_size"], denoiser.facts["pattern_size"]),
+        ("number of orders", surrogate.condition.orders, denoiser.condition.orders),
+    ):
+        if mine != theirs:
+            raise DataError(f"the surrogate {surrogate.path} has another {what} than {denoiser.path}; train both on the same data")
+    (low, high), (least, most) = surrogate.condition.height_range_nm, denoiser.condition.height_range_nm
+    if low > least or high < most:
+        raise DataError(
+            f"the surrogate {surrogate.path} knows heights of {low:g} to {high:g} nm and {denoiser.path} {least:g} to {most:g} nm; "
+            "train both on the same data"
+        )
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file of a run.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist; name the folder that 'cli.py train --out' wrote") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error})") from None
