@@ -131,9 +131,11 @@ def export(
         if triton is not None:
             write_repository(bundle, triton, say=status)
         if tensorrt:
+            if int8:
+                status("int8 files are for CPUs: no engine is built of them, since TensorRT takes no zero points; fp16 is for GPUs")
             engines.build_engines(
                 bundle,
-                [p for p in precisions if p != "int8"],
+                [p for p in precisions if p in engines.PRECISIONS],
                 engine_dir=engine_dir,
                 compute_capability=capability,
                 workspace_mb=workspace_mb,

@@ -159,7 +159,7 @@ class Sampler:
                 raise TargetError(f"the batch size is {asked}; it must be at least 1")
             return asked
         denoiser = self.networks["denoiser"]
-        return max(1, min(denoiser.batch_size, _free_memory() // (2 * _ALIVE * denoiser.row_bytes)))
+        return max(1, min(denoiser.batch_size, self._load.max_batch, _free_memory() // (2 * _ALIVE * denoiser.row_bytes)))
 
     def plan(self, steps: int | None = None, scheduler: str | None = None, eta: float | None = None) -> Plan:
         """The sampling table for these settings; what is None comes from the bundle.
