@@ -58,6 +58,7 @@ def _training(manifest: Mapping[str, Any]) -> list[str]:
     return [
         f"- Data `{training['data']}`: {training['training_samples']:,} samples, "
         f"{training['validation_samples']:,} more set aside for validation.",
+        *_start(training.get("init")),
         f"- {training['steps']:,} steps of {recipe['batch_size']} samples{long} "
         f"on {machine['device']} ({machine['threads']} thread{'s' * (machine['threads'] != 1)}, {recipe['precision']}).",
         f"- Final loss {training['loss']:.4f}, on the validation part {training['validation_loss']:.4f} "
@@ -69,6 +70,10 @@ def _training(manifest: Mapping[str, Any]) -> list[str]:
         f"- Default sampling: {sampling['scheduler']}, {sampling['steps']} steps, eta {sampling['eta']:g}, "
         f"guidance scale {sampling['guidance_scale']:g}.",
     ]
+
+
+def _start(init: Mapping[str, Any] | None) -> list[str]:
+    return [] if init is None else [f"- Started from the weights of another run, `{init['run']}`, after its {init['steps']:,} steps."]
 
 
 def _surrogate(entry: Mapping[str, Any] | None) -> list[str]:

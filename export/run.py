@@ -67,7 +67,7 @@ class Run:
 
     def history(self) -> dict[str, Any]:
         """Data, steps, time and losses of the run, from its metrics."""
-        step = read_json(self.newest / "state.json")["step"]
+        step = checkpoint.step_of(self.newest)
         path = self.path / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         # A kill leaves half a line, or rows of steps after the last checkpoint.

@@ -48,6 +48,11 @@ def latest(run: Path) -> Path:
     return checkpoints[-1]
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step at which a checkpoint was written."""
+    return int(json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["step"])
+
+
 def load_weights(checkpoint: Path, name: str = "ema") -> dict[str, torch.Tensor]:
     """The weights ``ema`` or ``model`` of a checkpoint.
 

@@ -71,8 +71,8 @@ def fitted(recipe: Recipe, data: DataSet) -> Recipe:
     return dataclasses.replace(recipe, network_arguments={**recipe.network_arguments, "size": n, "orders": side // 2})
 
 
-def open_run(path: Path, recipe: Recipe, source: Path, data: DataSet, resume: bool) -> Run:
-    """Prepare a new run folder, or take up an old one whose recipe and data must be the same.
+def open_run(path: Path, recipe: Recipe, source: Path, data: DataSet, resume: bool, init: Path | None = None) -> Run:
+    """Prepare a new run folder, or take up an old one whose recipe and data must be the same. ``init`` is the run it starts from.
 
     Raises:
         DataError: the folder already holds a run and ``resume`` was not asked for, or its recipe differs.
@@ -80,6 +80,7 @@ def open_run(path: Path, recipe: Recipe, source: Path, data: DataSet, resume: bo
     training, validation = split(data, recipe.validation_fraction)
     part = data.take(training)
     condition = Condition.measure(recipe.layout, part.Rm, part.Tm, part.h, recipe.canvas)
+    start = None if init is None else {"run": init.resolve().name, "steps": checkpoint.step_of(checkpoint.latest(init))}
     if (path / "recipe.json").exists():
         if not resume:
             raise DataError(f"{path} already holds a run; add --resume to go on with it, or name another folder with --out")
@@ -94,6 +95,7 @@ def open_run(path: Path, recipe: Recipe, source: Path, data: DataSet, resume: bo
                 f"{path} was trained on {facts['training_samples']} samples and the data now gives {len(training)}; "
                 "name a new folder with --out"
             )
+        start = facts.get("init")
     write_json(path / "condition.json", condition.to_dict())
     write_json(
         path / "data.json",
@@ -102,6 +104,7 @@ def open_run(path: Path, recipe: Recipe, source: Path, data: DataSet, resume: bo
             "training_samples": len(training),
             "validation_samples": len(validation),
             "pattern_size": int(data.xx.shape[-1]),
+            "init": start,
             "geometry": data.geometry.to_dict(),
         },
     )
@@ -138,7 +141,7 @@ def train(
     """
     samples = load(data, convention)
     recipe = fitted(recipe, samples)
-    run = open_run(out, recipe, Path(data), samples, resume)
+    run = open_run(out, recipe, Path(data), samples, resume, init)
     accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(recipe.precision, recipe.precision))
     torch.manual_seed(recipe.seed)
     batches = Batches(run.data.take(run.training), run.condition, recipe)

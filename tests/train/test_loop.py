@@ -165,3 +165,17 @@ def test_the_surrogate_learns_in_the_same_loop(small_data: Path, tmp_path: Path)
     guess = 0.5 * sum(np.abs(maps[held] - mean).sum(axis=(1, 2)) for maps, mean in zip((data.Rm, data.Tm), means, strict=True)).mean()
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["validation_loss"] < 0.9 * guess
+
+
+def test_a_run_that_starts_from_another_says_so(small_data: Path, small_run: Path, small_recipe, tmp_path: Path) -> None:
+    """Its first weights are the other's, and the facts of the run, which reach the model card, keep that over a resumption."""
+    run = tmp_path / "run"
+    train(small_data, run, small_recipe, progress=False, init=small_run, stop_after=1)
+    train(small_data, run, small_recipe, progress=False, resume=True, stop_after=1)
+    last = checkpoint.latest(small_run)
+    facts = json.loads((run / "data.json").read_text())
+    assert facts["init"] == {"run": small_run.name, "steps": checkpoint.step_of(last)}
+    assert json.loads((small_run / "data.json").read_text())["init"] is None
+    before, after = checkpoint.load_weights(last), checkpoint.load_weights(checkpoint.latest(run), "model")
+    moved = max((before[key] - after[key]).abs().max().item() for key in before)
+    assert 0 < moved < 0.02, "two steps of a warming-up learning rate away"
