@@ -307,7 +307,9 @@ class Sampler:
         workers: int | None = None,
         on_solve: Callable[[int, int], None] | None = None,
     ) -> list[Design]:
-        """Sample n candidates, drop those equal up to a cyclic shift, solve the rest, and return the best.
+        """Sample n candidates, drop those equal up to a cyclic shift, solve those that the surrogate ranks best, and return the best.
+
+        ``max(search.SOLVED, top)`` are solved; all are where the bundle has no surrogate.
 
         Args:
             target: what the light should do.

@@ -1,10 +1,10 @@
-"""From candidates to designs: those equal up to a cyclic shift of the cell, which scatter alike, once; the rest solved and ranked."""
+"""From candidates to designs: those equal up to a cyclic shift of the cell, which scatter alike, once; the rest ranked and solved."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -35,17 +35,103 @@ def best_designs(
     on_step: OnStep | None = None,
     on_solve: Callable[[int, int], None] | None = None,
 ) -> list[Design]:
-    """Sample n candidates batch by batch, solve each batch, and keep the best ``top``; see ``Sampler.design``.
+    """Sample n candidates batch by batch, solve those worth it, and keep the best ``top``; see ``Sampler.design``.
 
-    ``end``, on the clock of ``time.monotonic``, ends it early: what is solved by then is ranked. If nothing is, the network's present
-    view of the batch at work is cut to patterns and the first of them solved.
+    With a surrogate the ``max(SOLVED, top)`` that it ranks best are solved, without one all. ``end``, on the clock of
+    ``time.monotonic``, ends it early: what is solved by then is ranked. If nothing is, the network's present view of the batch at work is
+    cut to patterns and the first of them solved.
     """
     from .physics.verify import solve_until
 
     geometry = sampler.bundle.geometry
+    surrogate = sampler.surrogate if verify else None
+    most = max(SOLVED, top)
+    waiting: list[_Candidate] = []  # of those the surrogate ranked, the best so far
     best: list[Design] = []
+    distinct = solved = left = 0
+
+    def solve(chosen: Sequence[_Candidate], total: int) -> bool:
+        """Solve candidates and sort them in among the best; False where time left some unsolved."""
+        nonlocal solved
+        if not chosen:
+            return True
+
+        def counted(count: int, _: int, before: int = solved) -> None:
+            if on_solve is not None:
+                on_solve(before + count, total)
+
+        patterns = np.stack([candidate.pattern for candidate in chosen])
+        R, T = solve_until(end, patterns, target.height_nm, geometry, target.orders, workers, stop, counted)
+        solved += len(R)
+        best.extend(
+            # One by one: a sum over several rows at once may round otherwise, and company must not change a score.
+            Design(candidate.pattern, target.height_nm, r, t, float(misrouted_power(r, t, target)), True, seed, candidate.number, geometry)
+            for candidate, r, t in zip(chosen, R, T, strict=False)
+        )
+        best.sort(key=lambda design: (design.score, design.candidate))
+        if surrogate is None:
+            del best[top:]
+        return len(R) == len(chosen)
+
+    for patterns, indices, done, late in _proposals(sampler, target, n, seed, settings, end, stop, on_step):
+        if late and best:
+            break
+        distinct, left = distinct + len(indices), n - done
+        if not verify:
+            best += [
+                Design(pattern, target.height_nm, None, None, None, False, seed, k, geometry)
+                for pattern, k in zip(patterns, indices, strict=True)
+            ]
+            if late or len(best) >= top:
+                break
+        elif surrogate is None:
+            found = [_Candidate(0.0, k, pattern) for pattern, k in zip(patterns, indices, strict=True)]
+            if not solve(found, distinct + left) or late:
+                break
+        else:
+            promises = _promises(patterns, target, surrogate)
+            waiting += [_Candidate(*entry) for entry in zip(promises.tolist(), indices, patterns, strict=True)]
+            waiting.sort()
+            del waiting[most:]
+            # In a hurry there should soon be one; what the surrogate ranks better later is solved as well.
+            if end is not None and not best:
+                solve(waiting[:1], min(most, distinct + left))
+        if end is not None and time.monotonic() >= end and best:
+            break
+    else:
+        if surrogate is not None:
+            known = {design.candidate for design in best}
+            if solve([candidate for candidate in waiting if candidate.number not in known], len(waiting) + len(known)):
+                # All in time: the designs are those of a run without a deadline.
+                chosen = {candidate.number for candidate in waiting}
+                best = [design for design in best if design.candidate in chosen]
+    return best[:top]
+
+
+class _Candidate(NamedTuple):
+    """A candidate as ranked: what the surrogate expects of it, its number, its pattern (n, n)."""
+
+    promise: float
+    number: int
+    pattern: np.ndarray
+
+
+def _proposals(
+    sampler: Sampler,
+    target: Target,
+    n: int,
+    seed: int,
+    settings: Mapping[str, Any],
+    end: float | None,
+    stop: Stop | None,
+    on_step: OnStep | None,
+) -> Iterator[tuple[np.ndarray, list[int], int, bool]]:
+    """Batch by batch: patterns unlike all before, their numbers, how many candidates there were so far, and whether time is up.
+
+    Where time runs out while a batch is being sampled, its patterns are those of the network's present view, and the last.
+    """
     seen: set[bytes] = set()
-    done = duplicates = solved = 0
+    done = 0
     present: list[np.ndarray] = []
 
     def watched(step: int, total: int, estimate: np.ndarray) -> None:
@@ -59,50 +145,30 @@ def best_designs(
         settings = {**settings, "batch_size": min(HURRIED, settings.get("batch_size") or HURRIED)}
     stream = sampler.stream(sampler.condition(target), n, seed=seed, stop=stop, on_step=watched, **settings)
     while done < max(n, 1):  # the stream says what is wrong with an n below 1
-        late = end is not None and time.monotonic() >= end
-        if late and best:
-            break
+        late = False
         try:
             patterns = sampler.patterns(next(stream))
         except _TimeUp:
-            if best:
-                break
             patterns, late = sampler.patterns(present[0]), True
         fresh = []
         for i, key in enumerate(canonical(patterns)):
             if key.tobytes() not in seen:
                 seen.add(key.tobytes())
                 fresh.append(i)
-        duplicates += len(patterns) - len(fresh)
         indices = [done + i for i in fresh]
         done += len(patterns)
-        if not verify:
-            best += [
-                Design(patterns[i], target.height_nm, None, None, None, False, seed, k, geometry)
-                for i, k in zip(fresh, indices, strict=True)
-            ]
-            if late or len(best) >= top:
-                break
-            continue
-        if not fresh:
-            continue
+        yield patterns[fresh], indices, done, late
+        if late:
+            return
 
-        def counted(count: int, _: int, before: int = solved, total: int = n - duplicates) -> None:
-            if on_solve is not None:
-                on_solve(before + count, total)
 
-        R, T = solve_until(end, patterns[fresh], target.height_nm, geometry, target.orders, workers, stop, counted)
-        solved += len(R)
-        scores = np.asarray(misrouted_power(R, T, target))
-        best += [
-            Design(patterns[i], target.height_nm, r, t, float(score), True, seed, k, geometry)
-            for i, k, r, t, score in zip(fresh, indices, R, T, scores, strict=False)  # time may leave the last unsolved
-        ]
-        best.sort(key=lambda design: (design.score, design.candidate))
-        del best[top:]
-        if late or len(R) < len(fresh):
-            break
-    return best[:top]
+def _promises(patterns: np.ndarray, target: Target, surrogate: Network) -> np.ndarray:
+    """The misrouted power (N,) that a surrogate expects of patterns (N, n, n)."""
+    if not len(patterns):
+        return np.zeros(0)
+    cells = np.ascontiguousarray(patterns[:, None], np.float32)
+    found = surrogate({"pattern": cells, "height_nm": np.full((len(patterns), 1), target.height_nm, np.float32)})
+    return np.asarray(misrouted_power(found["R"], found["T"], target))
 
 
 def shortlist(patterns: np.ndarray, target: Target, surrogate: Network | None, count: int = SOLVED) -> np.ndarray:
@@ -115,10 +181,7 @@ def shortlist(patterns: np.ndarray, target: Target, surrogate: Network | None, c
     first = unique(patterns)
     if surrogate is None:
         return first
-    cells = np.ascontiguousarray(patterns[first][:, None], np.float32)
-    found = surrogate({"pattern": cells, "height_nm": np.full((len(first), 1), target.height_nm, np.float32)})
-    scores = np.asarray(misrouted_power(found["R"], found["T"], target))
-    return first[np.argsort(scores, kind="stable")[:count]]
+    return first[np.argsort(_promises(patterns[first], target, surrogate), kind="stable")[:count]]
 
 
 class _TimeUp(Exception):

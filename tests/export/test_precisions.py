@@ -127,6 +127,29 @@ def test_ranking_solves_what_the_surrogate_picks(full: Path, small_data: Path, s
     np.testing.assert_array_equal(shortlist(patterns, target, None), np.delete(np.arange(22), [1, 2]))
 
 
+def test_designs_are_the_best_of_what_the_surrogate_picks(full: Path, small_data: Path) -> None:
+    data = load_data(small_data)
+    target = Target.from_arrays(data.Rm[3], data.Tm[3], float(data.h[3]), name="one", geometry=data.geometry)
+    with load(full, "onnxruntime", "cpu", "fp32") as sampler:
+        patterns = sampler.propose(target, 30, steps=6)
+        for top, solves in ((2, 4), (6, 6)):
+            counted: list[tuple[int, int]] = []
+            found = sampler.design(target, 30, top=top, steps=6, on_solve=lambda *done: counted.append(done))  # noqa: B023
+            assert counted[-1] == (solves, solves)
+            assert len(found) == top
+            picked = shortlist(patterns, target, sampler.surrogate, solves)
+            assert {design.candidate for design in found} <= set(picked.tolist())
+            assert [design.score for design in found] == sorted(design.score for design in found if design.score is not None)
+            for settings in ({"batch_size": 7}, {"deadline_s": 1e6}, {"workers": 1}):
+                again = sampler.design(target, 30, top=top, steps=6, **settings)
+                assert [(d.candidate, d.score) for d in again] == [(d.candidate, d.score) for d in found], settings
+        hurried = sampler.design(target, 30, top=2, steps=6, deadline_s=0.0)
+        assert 1 <= len(hurried) <= 2
+        assert all(design.verified for design in hurried)
+        every = sampler.design(target, 30, top=30, steps=6)
+        assert every[0].score == min(design.score for design in every if design.score is not None)
+
+
 def test_the_half_twin_leaves_the_network_alone() -> None:
     torch.manual_seed(0)
     network = networks.build("surrogate", {"size": 5, "orders": 3, **SMALL}).eval()
