@@ -107,14 +107,17 @@ def export(
     capability = None if compute_capability is None else _capability(compute_capability)
     with _extra("export"):
         from export import tensorrt as engines
+        from export import triton as repository
         from export.bundle import export as write_bundle
-        from export.triton import write_repository
 
         for flag, given in (("--engine-dir", engine_dir), ("--compute-capability", capability)):
             if given is not None and not tensorrt:
                 raise click.UsageError(f"{flag} is for engines; add --tensorrt")
         if tensorrt:
-            engines.check(capability)
+            engines.check(capability, version_compatible=version_compatible, hardware_compatible=hardware_compatible)
+        if triton is not None:
+            check_writable(triton)
+            repository.check(triton)
         precisions = ["fp32", *(["fp16"] if fp16 else []), *(["int8"] if int8 else [])]
         write_bundle(
             run,
@@ -129,7 +132,7 @@ def export(
             say=status,
         )
         if triton is not None:
-            write_repository(bundle, triton, say=status)
+            repository.write_repository(bundle, triton, say=status)
         if tensorrt:
             if int8:
                 status("int8 files are for CPUs: no engine is built of them, since TensorRT takes no zero points; fp16 is for GPUs")

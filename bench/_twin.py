@@ -47,7 +47,10 @@ def from_bundle(bundle: Bundle) -> nn.Module:
     network = build(bundle)
     found: dict[str, np.ndarray] = {}
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
-    for entry in bundle.manifest["networks"].values():
+    for name in ("encoder", "denoiser"):
+        entry = bundle.manifest["networks"].get(name)
+        if entry is None:
+            continue
         graph = onnx.load_from_string(bundle.read(entry["files"]["fp32"])).graph
         values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
         found.update({key.removeprefix("network."): value for key, value in values.items()})

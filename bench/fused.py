@@ -1,7 +1,7 @@
 """The whole sampler as one ONNX file beside the loop in Python: the same networks, target, noise and steps in ONNX Runtime on the CPU.
 
     python bench/fused.py [--bundle B] [--scheduler dpmsolver++] [--steps 20] [--batch 1 8 64] [--guidance-scale 1] [--threads K]
-                          [--repeats 15] [--json]
+                          [--repeats 60] [--json]
 
 Run it from a checkout on an otherwise idle machine. The two take turns in one process, with as many threads each and the same
 settings of the session; the fastest of the repeats counts, and the median stands beside it. The loop's time is that of
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--guidance-scale", type=float, default=1.0)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=60)
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     options = parser.parse_args()
     result = measure(options)

@@ -19,23 +19,31 @@ from runtime.errors import BackendError, MetascatterError
 PRECISIONS = ("fp32", "fp16")
 
 
-def check(compute_capability: tuple[int, int] | None) -> Device:
+def check(compute_capability: tuple[int, int] | None, *, version_compatible: bool = False, hardware_compatible: bool = False) -> Device:
     """The GPU that engines can be built for: the one named, or this computer's.
 
     Raises:
-        BackendError: TensorRT is not installed, the GPU is not one it builds for, or there is none and none was named.
+        BackendError: TensorRT is not installed, makes no such plans, does not build for the GPU, or there is none and none was named.
     """
-    tensorrt_build.module()
+    flavour = tensorrt_build.module().__name__
+    if version_compatible or hardware_compatible:
+        tensorrt_build.check_compatible()
     if compute_capability is not None:
         tensorrt_build.supported(compute_capability)
         return Device("", compute_capability)
     try:
-        return cuda.device()
+        gpu = cuda.device()
     except BackendError as error:
         raise BackendError(
             f"no GPU to build for: {error}; or name one with --compute-capability, for which TensorRT-RTX (metascatter[rtx]) builds "
             "without it"
         ) from None
+    if flavour == "tensorrt_rtx":
+        try:
+            tensorrt_build.supported(gpu.capability)
+        except BackendError as error:
+            raise BackendError(f"{error}; this computer has {gpu.name}, for which metascatter[tensorrt] builds in its place") from None
+    return gpu
 
 
 def build_engines(
@@ -64,7 +72,7 @@ def build_engines(
         BackendError: TensorRT cannot build it; see also :func:`check`.
         DataError: ``engine_dir`` cannot be written.
     """
-    gpu = check(compute_capability)
+    gpu = check(compute_capability, version_compatible=version_compatible, hardware_compatible=hardware_compatible)
     opened = Bundle.open(bundle)
     buckets = Load(max_batch=int(opened.manifest.get("max_batch", Load().max_batch))).buckets
     options = Options(workspace_mb << 20, version_compatible, hardware_compatible)

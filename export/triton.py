@@ -18,6 +18,19 @@ _TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64", "uint8": "TYPE_UINT8", 
 _DELAY_US = 500  # how long a request may wait for company; a call of the denoiser takes some milliseconds on a CPU
 
 
+def check(out: Path) -> None:
+    """Refuse an output folder before the work rather than after it.
+
+    Raises:
+        DataError: ``out`` holds something else than what :func:`write_repository` writes, which would be lost.
+    """
+    if out.is_dir():
+        for model in out.iterdir():
+            held = {path.relative_to(model).as_posix() for path in model.rglob("*")}
+            if not model.name.startswith("metascatter_") or held != {"1", "1/model.onnx", "config.pbtxt"}:
+                raise DataError(f"{out} holds something else than a model repository of metascatter ({model.name}); name a new folder")
+
+
 def write_repository(bundle: Path, out: Path, precision: str = "fp32", say: Callable[[str], None] = lambda text: None) -> Path:
     """Write the model repository of a bundle to the folder ``out``, whole or not at all.
 
@@ -28,8 +41,7 @@ def write_repository(bundle: Path, out: Path, precision: str = "fp32", say: Call
             be put together.
         DataError: ``out`` cannot be written, or holds something else than a model repository of ours.
     """
-    if out.is_dir() and any(not path.name.startswith("metascatter_") for path in out.iterdir()):
-        raise DataError(f"{out} holds something else than a model repository of metascatter; name a new folder")
+    check(out)
     opened = Bundle.open(bundle)
     largest = int(opened.manifest.get("max_batch", 256))
     models: dict[str, tuple[bytes, str]] = {}
@@ -71,6 +83,7 @@ def _config(name: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any], la
         f"  preferred_batch_size: [ {', '.join(map(str, preferred))} ]",
         f"  max_queue_delay_microseconds: {_DELAY_US}",
         "}",
+        "instance_group { count: 1 kind: KIND_AUTO }",  # on a GPU where the server has one, else on the CPU
         "version_policy { latest { num_versions: 1 } }",
     ]
     return "\n".join(lines) + "\n"

@@ -43,7 +43,12 @@ def main() -> None:
 @options.sampling
 @options.engine
 @options.seed
-@click.option("--verify/--no-verify", default=True, show_default=True, help="Solve Maxwell's equations for the candidates and rank by it.")
+@click.option(
+    "--verify/--no-verify",
+    default=True,
+    show_default=True,
+    help="Solve Maxwell's equations for the most promising candidates and rank by it.",
+)
 @click.option(
     "--convention",
     type=click.Choice(["lab", "metascatter"]),

@@ -150,7 +150,9 @@ def train(
         network.measure(run.condition)
     goal = objective(recipe)
     if isinstance(goal, Denoising):
-        write_json(out / "scheduler_config.json", dict(goal.scheduler.config))
+        config = dict(goal.scheduler.config)
+        # diffusers keeps this in a set, whose order changes from process to process.
+        write_json(out / "scheduler_config.json", {**config, "_use_default_values": sorted(config.get("_use_default_values", []))})
     if init is not None:
         network.load_state_dict(checkpoint.load_weights(checkpoint.latest(init)))
     optimizer = _optimizer(recipe, network)

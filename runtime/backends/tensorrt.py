@@ -103,6 +103,7 @@ class TensorRtNetwork(Network):
         with self._making:
             if self._engine is None:
                 raise BackendError(f"{self.name} is closed; load the bundle again")
+            made: trt.IExecutionContext | None
             if self._compiled is None:
                 made = self._engine.create_execution_context()
             else:

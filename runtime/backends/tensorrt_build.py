@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -117,18 +118,90 @@ def build(
         compute_capability: (major, minor) of the GPU to build for. TensorRT-RTX alone can choose, and needs no GPU to build; None
             there is Ampere and later, None elsewhere this computer's GPU.
         version_compatible, hardware_compatible: plans that later TensorRTs, or all GPUs from Ampere on, run as well (TensorRT alone).
-        progress: called with (phase, step, steps); what it raises stops the build and reaches the caller.
+        progress: called with (phase, step, steps), in another thread; what it raises stops the build and reaches the caller.
 
     Raises:
         BackendError: TensorRT is not installed, or refuses the model or the options; the sentence carries its reason.
+        KeyboardInterrupt: the user had enough; the build has ended by then.
     """
     if not buckets or min(buckets) < 1:
         raise BackendError(f"{name}: the buckets are {list(buckets)}; expected batch sizes of at least 1")
-    builder = start(trt.Builder)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger())
-    if not parser.parse(content):
-        raise BackendError(f"TensorRT cannot read {name}: {_reasons(parser)}; export it again or choose another backend")
+    if version_compatible or hardware_compatible:
+        check_compatible()
+    target = None if compute_capability is None else supported(compute_capability)
+    monitor = _monitor(progress)
+
+    def work() -> bytes:
+        builder = start(trt.Builder)
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = trt.OnnxParser(network, logger())  # the network's weights lie in its memory
+        if not parser.parse(content):
+            raise BackendError(f"TensorRT cannot read {name}: {_reasons(parser)}; export it again or choose another backend")
+        config = _config(builder, network, name, buckets, workspace_bytes, target)
+        if version_compatible:
+            config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        if hardware_compatible:
+            config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+        cache = _timing_cache(config, timing_cache)
+        config.progress_monitor = monitor
+        plan = builder.build_serialized_network(network, config)
+        if monitor.raised is not None:  # by progress
+            raise monitor.raised
+        if plan is None:
+            raise BackendError(f"TensorRT could not build {name}; its reason is in the log, under {__name__}")
+        if cache is not None and timing_cache is not None:
+            try:
+                with atomic_file(timing_cache) as temporary:
+                    temporary.write_bytes(content_of(cache.serialize()))
+            except (DataError, OSError) as error:
+                _log.warning("the kernel timings of %s are not kept: %s", name, error)
+        return content_of(plan)
+
+    return _aside(work, monitor)
+
+
+def _aside(work: Callable[[], T], monitor: Any) -> T:
+    """What ``work`` returns or raises, in a thread of its own, which has ended when this returns or raises.
+
+    A KeyboardInterrupt that falls into one of TensorRT's callbacks is swallowed by it, or brings the process down; only the main thread
+    gets them, and so does no work here.
+    """
+    made: list[T] = []
+    begun, ended = threading.Event(), threading.Event()  # an interrupted join takes a thread for ended that is not (bpo-45274)
+
+    def run() -> None:
+        begun.set()
+        try:
+            if not monitor.stopped:
+                made.append(work())
+        except BaseException as error:
+            monitor.raised = error
+        finally:
+            ended.set()
+
+    try:
+        threading.Thread(target=run, name="tensorrt").start()
+        while not ended.wait(0.2):  # on Windows nothing interrupts a wait without an end
+            pass
+    except BaseException:
+        monitor.stopped = True
+        if begun.is_set():  # else it finds that it is stopped
+            ended.wait()
+        raise
+    if monitor.raised is not None:
+        raise monitor.raised
+    return made[0]
+
+
+def _config(
+    builder: trt.Builder,
+    network: trt.INetworkDefinition,
+    name: str,
+    buckets: Sequence[int],
+    workspace_bytes: int,
+    target: rtx.ComputeCapability | None,
+) -> trt.IBuilderConfig:
+    """The builder's settings, with a profile per bucket."""
     sides = _sides(network, name)
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
@@ -139,33 +212,11 @@ def build(
             shape = trt.Dims((size, *rest))
             profile.set_shape(tensor, shape, shape, shape)
         config.add_optimization_profile(profile)
-    if version_compatible or hardware_compatible:
-        if trt.__name__ == "tensorrt_rtx":
-            raise BackendError("TensorRT-RTX makes no version- or hardware-compatible plans; name a --compute-capability instead")
-        if version_compatible:
-            config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-        if hardware_compatible:
-            config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-    if compute_capability is not None:
-        target = cast("rtx.IBuilderConfig", config)
-        target.num_compute_capabilities = 1
-        target.set_compute_capability(supported(compute_capability), 0)
-    cache = _timing_cache(config, timing_cache)
-    monitor = _monitor(progress) if progress is not None else None
-    if monitor is not None:
-        config.progress_monitor = monitor
-    plan = builder.build_serialized_network(network, config)
-    if monitor is not None and monitor.raised is not None:
-        raise monitor.raised
-    if plan is None:
-        raise BackendError(f"TensorRT could not build {name}; its reason is in the log, under {__name__}")
-    if cache is not None and timing_cache is not None:
-        try:
-            with atomic_file(timing_cache) as temporary:
-                temporary.write_bytes(content_of(cache.serialize()))
-        except (DataError, OSError) as error:
-            _log.warning("the kernel timings of %s are not kept: %s", name, error)
-    return content_of(plan)
+    if target is not None:
+        chooses = cast("rtx.IBuilderConfig", config)
+        chooses.num_compute_capabilities = 1
+        chooses.set_compute_capability(target, 0)
+    return config
 
 
 def content_of(memory: Any) -> bytes:
@@ -199,6 +250,16 @@ def _sides(network: trt.INetworkDefinition, name: str) -> dict[str, tuple[int, .
     return sides
 
 
+def check_compatible() -> None:
+    """Refuse version- and hardware-compatible plans where what is installed makes none.
+
+    Raises:
+        BackendError: it is TensorRT-RTX.
+    """
+    if trt.__name__ == "tensorrt_rtx":
+        raise BackendError("TensorRT-RTX makes no version- or hardware-compatible plans; name a --compute-capability instead")
+
+
 def supported(capability: tuple[int, int]) -> rtx.ComputeCapability:
     """TensorRT-RTX's word for the GPUs of a compute capability, which need not be here.
 
@@ -207,7 +268,9 @@ def supported(capability: tuple[int, int]) -> rtx.ComputeCapability:
     """
     words = f"{capability[0]}.{capability[1]}"
     if not hasattr(rtx, "ComputeCapability"):
-        raise BackendError(f"only TensorRT-RTX builds for another GPU ({words}); install metascatter[rtx], or build on that GPU")
+        raise BackendError(
+            f"only TensorRT-RTX builds for another GPU ({words}); install metascatter[rtx] in place of TensorRT, or build on that GPU"
+        )
     chosen = getattr(rtx.ComputeCapability, f"SM{capability[0]}{capability[1]}", None)
     if chosen is None:
         able = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in rtx.ComputeCapability.__members__ if n.startswith("SM"))
@@ -233,14 +296,15 @@ def _timing_cache(config: trt.IBuilderConfig, path: Path | None) -> trt.ITimingC
     return cache
 
 
-def _monitor(progress: OnProgress) -> Any:
-    """TensorRT's progress, step by step, in a callback."""
+def _monitor(progress: OnProgress | None) -> Any:
+    """TensorRT's progress, step by step, in a callback; and the one way to stop a build."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.steps: dict[str, int] = {}
             self.raised: BaseException | None = None
+            self.stopped = False
 
         def phase_start(self, phase_name: str, parent_phase: str, num_steps: SupportsInt) -> None:
             self.steps[phase_name] = int(num_steps)
@@ -251,10 +315,10 @@ def _monitor(progress: OnProgress) -> Any:
         def step_complete(self, phase_name: str, step: SupportsInt) -> bool:
             """False ends the build; an exception must not cross TensorRT's own code."""
             try:
-                if self.raised is None:
+                if self.raised is None and progress is not None:
                     progress(phase_name, int(step) + 1, self.steps.get(phase_name, 0))
             except BaseException as error:
                 self.raised = error
-            return self.raised is None
+            return self.raised is None and not self.stopped
 
     return Monitor()

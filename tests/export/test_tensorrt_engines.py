@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from runtime.backends import BUCKETS, cuda, tensorrt_build, tensorrt_plans
 from runtime.backends.cuda import Device
 from runtime.bundle import Bundle
 from runtime.errors import BackendError, DataError
+from runtime.sampler import load
 
 RTX = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed; install metascatter[rtx]")
 ADA = (8, 9)
@@ -134,6 +137,16 @@ def test_where_it_cannot_be_done(monkeypatch: pytest.MonkeyPatch, half_bundle: P
         with pytest.raises(BackendError, match=r"no GPU to build for: there is no NVIDIA driver; or name one with --compute-capability"):
             check(None)
     with monkeypatch.context() as patch:
+        patch.setattr(cuda, "device", lambda: Device("NVIDIA H200", (9, 0)))
+        patch.setattr(tensorrt_build, "module", lambda: RTX)
+        with pytest.raises(BackendError, match=r"9\.0; it does for .*NVIDIA H200, for which metascatter\[tensorrt\] builds in its place"):
+            check(None)
+        patch.setattr(cuda, "device", lambda: Device("NVIDIA L4", ADA))
+        assert check(None) == Device("NVIDIA L4", ADA)
+    for option in ("version_compatible", "hardware_compatible"):
+        with pytest.raises(BackendError, match="TensorRT-RTX makes no version- or hardware-compatible plans"):
+            check(ADA, **{option: True})
+    with monkeypatch.context() as patch:
 
         def import_module(name: str) -> Any:
             raise ModuleNotFoundError(name, name=name)
@@ -144,6 +157,35 @@ def test_where_it_cannot_be_done(monkeypatch: pytest.MonkeyPatch, half_bundle: P
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match=r"cannot write .*; the bundle .* is written"):
         build_engines(half_bundle, ("fp32",), engine_dir=tmp_path / "file", compute_capability=ADA)
+
+
+def test_the_largest_batch_is_the_samplers_too(half_bundle: Path) -> None:
+    with load(half_bundle, "onnxruntime", "cpu", "fp32") as sampler:
+        assert sampler.networks["denoiser"].batch_size > 8
+        assert sampler.batch_size() == 8
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_on_a_terminal_alone(terminal: bool, half_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(*args: Any, progress: Any, **options: Any) -> bytes:
+        for step in (1, 2):
+            progress("Building engine", step, 2)
+        return b"plan"
+
+    class Stream(io.StringIO):
+        def isatty(self) -> bool:
+            return terminal
+
+    monkeypatch.setattr(tensorrt_build, "build", build)
+    stream = Stream()
+    monkeypatch.setattr(sys, "stderr", stream)
+    build_engines(half_bundle, ("fp16",), engine_dir=tmp_path, compute_capability=ADA)
+    shown = stream.getvalue()
+    if terminal:
+        for words in ("engine of denoiser.fp16.onnx: 100%", "2/2", "Building engine"):
+            assert words in shown
+    else:
+        assert shown == ""
 
 
 def test_the_words_of_tensorrt_go_to_logging(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,55 @@ def test_what_a_progress_callback_raises_stops_the_build(encoder: bytes) -> None
     with pytest.raises(Mine, match="stop here"):
         tensorrt_build.build(encoder, "encoder.onnx", (1,), compute_capability=ADA, progress=progress)
     assert len(calls) == 1
+
+
+def test_an_interrupt_amid_tensorrts_own_messages_ends_the_build(encoder: bytes) -> None:
+    """Its bindings catch what is raised while a message is handed over, and go on."""
+
+    class Impatient(logging.Handler):
+        told = 0
+
+        def emit(self, record: logging.LogRecord) -> None:
+            self.told += 1
+            if self.told == 1:
+                signal.raise_signal(signal.SIGINT)
+
+    handler, log = Impatient(), logging.getLogger(tensorrt_build.__name__)
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            tensorrt_build.build(encoder, "encoder.onnx", (1,), compute_capability=ADA)
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+    assert handler.told >= 1
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("tensorrt")]
+
+
+def test_why_int8_files_are_not_for_tensorrt() -> None:
+    """Ours have unsigned activations with a zero point, as processors like them."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    def model(zero_point: np.generic) -> bytes:
+        given = {"scale": np.float32(0.1), "zero": zero_point}
+        weights = [numpy_helper.from_array(np.asarray(value), name) for name, value in given.items()]
+        nodes = [
+            helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+        ]
+        x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 16]) for name in "xy")
+        whole = helper.make_model(
+            helper.make_graph(nodes, "g", [x], [y], weights), opset_imports=[helper.make_opsetid("", 18)], ir_version=10
+        )
+        onnx.checker.check_model(whole)
+        return bytes(whole.SerializeToString())
+
+    with pytest.raises(BackendError, match=r"x\.onnx: QuantizeLinear: .*[Nn]on-zero zero point is not supported"):
+        tensorrt_build.build(model(np.uint8(128)), "x.onnx", (1,), compute_capability=ADA)
+    assert tensorrt_build.build(model(np.int8(0)), "x.onnx", (1,), compute_capability=ADA)
 
 
 @pytest.mark.parametrize(
