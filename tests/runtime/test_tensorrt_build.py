@@ -90,6 +90,11 @@ def test_an_interrupt_amid_tensorrts_own_messages_ends_the_build(encoder: bytes)
     try:
         with pytest.raises(KeyboardInterrupt):
             tensorrt_build.build(encoder, "encoder.onnx", (1,), compute_capability=ADA)
+        told = handler.told
+        for thread in threading.enumerate():
+            if thread.name == "tensorrt":
+                thread.join()
+        assert handler.told == told >= 1, "it went on after it was said to have ended"
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
