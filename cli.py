@@ -115,6 +115,8 @@ def export(
                 raise click.UsageError(f"{flag} is for engines; add --tensorrt")
         if tensorrt:
             engines.check(capability, version_compatible=version_compatible, hardware_compatible=hardware_compatible)
+            if engine_dir is not None:
+                check_writable(engine_dir)
         if triton is not None:
             check_writable(triton)
             repository.check(triton)
