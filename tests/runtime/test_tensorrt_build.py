@@ -85,6 +85,8 @@ def test_an_interrupt_amid_tensorrts_own_messages_ends_the_build(encoder: bytes)
 
     handler, log = Impatient(), logging.getLogger(tensorrt_build.__name__)
     level = log.level
+    # Started in the background of a shell, Python inherits that interrupts are ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     log.addHandler(handler)
     log.setLevel(logging.DEBUG)
     try:
@@ -96,6 +98,7 @@ def test_an_interrupt_amid_tensorrts_own_messages_ends_the_build(encoder: bytes)
                 thread.join()
         assert handler.told == told >= 1, "it went on after it was said to have ended"
     finally:
+        signal.signal(signal.SIGINT, before)
         log.removeHandler(handler)
         log.setLevel(level)
     assert handler.told >= 1
