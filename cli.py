@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from runtime.commands import group, status
 from runtime.console import check_writable
@@ -110,9 +111,10 @@ def export(
         from export import triton as repository
         from export.bundle import export as write_bundle
 
-        for flag, given in (("--engine-dir", engine_dir), ("--compute-capability", capability)):
-            if given is not None and not tensorrt:
-                raise click.UsageError(f"{flag} is for engines; add --tensorrt")
+        for name in ("engine_dir", "compute_capability", "workspace_mb", "version_compatible", "hardware_compatible"):
+            given = click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
+            if given and not tensorrt:
+                raise click.UsageError(f"--{name.replace('_', '-')} is for engines; add --tensorrt")
         if tensorrt:
             engines.check(capability, version_compatible=version_compatible, hardware_compatible=hardware_compatible)
             if engine_dir is not None:

@@ -32,17 +32,6 @@ sys.path[0] = str(ROOT)  # this file's own folder would make it the module 'runt
 AGREE, SHARE = 1e-4, 0.9  # of samples between -1 and 1, and of the candidates
 
 
-def drawn(table: Any, shape: tuple[int, ...], count: int, seed: int) -> np.ndarray:
-    """The fused file's ``noise`` for candidates 0 to ``count``, as the sampler draws it."""
-    noise = np.zeros((table.num_steps + 1, count, *shape), np.float32)
-    rows = (0, *(1 + np.flatnonzero(table.needs_noise)))
-    for c in range(count):
-        generator = np.random.Generator(np.random.Philox(key=[seed, c]))
-        for k in rows:
-            noise[k, c] = generator.standard_normal(shape, dtype=np.float32)
-    return noise if len(rows) > 1 else noise[0]
-
-
 def opened(model: bytes, threads: int) -> Any:
     """A session with the settings that the runtime's own sessions on the CPU have."""
     import onnxruntime
@@ -68,7 +57,7 @@ def in_turns(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dic
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    from export.fused import fuse
+    from export.fused import drawn, fuse
     from runtime.sampler import load
     from runtime.target import Target
 
@@ -96,7 +85,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 return sampler.sample(sampler.condition(target), batch, batch_size=batch, **settings)
 
             def fused(batch: int = batch) -> np.ndarray:
-                sample: np.ndarray = session.run(["sample"], {**given, "noise": drawn(table, shape, batch, 0)})[0]
+                sample: np.ndarray = session.run(["sample"], {**given, "noise": drawn(table, shape, 0, batch)})[0]
                 return sample
 
             ours, theirs = python(), fused()

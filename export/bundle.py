@@ -27,7 +27,6 @@ from .onnx import EXAMPLE_BATCH, Part, parts, surrogate_part, to_onnx
 from .run import Run, fits, read_json
 
 TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "numpy")
-PRECISIONS = ("fp32", "fp16", "int8")
 Say = Callable[[str], None]
 
 
@@ -48,7 +47,7 @@ def export(
 
     Args:
         run: a folder that ``cli.py train`` wrote.
-        precisions: of ``PRECISIONS``; fp32 is always among them.
+        precisions: of ``fp32``, which is always written, ``fp16`` and ``int8``.
         surrogate: the run of a surrogate, which ranks what the run's network proposes.
         fused: steps of a sampler that is one ONNX file, ``sampler.onnx``; None leaves it out.
         max_batch: the largest batch that engines are built for.

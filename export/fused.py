@@ -96,6 +96,17 @@ def fuse(
     return content
 
 
+def drawn(plan: Plan, shape: Sequence[int], seed: int, count: int) -> np.ndarray:
+    """The input ``noise`` with which candidates 0 to ``count`` come out as they do from the sampler in Python with this seed."""
+    noise = np.zeros((plan.num_steps + 1, count, *shape), np.float32)
+    rows = (0, *(1 + np.flatnonzero(plan.needs_noise)))
+    for candidate in range(count):
+        generator = np.random.Generator(np.random.Philox(key=[seed, candidate]))
+        for row in rows:
+            noise[row, candidate] = generator.standard_normal(tuple(shape), dtype=np.float32)
+    return noise if len(rows) > 1 else noise[0]
+
+
 def _height(g: Graph, condition: Condition) -> str:
     """``height_nm`` (targets,) from -1 to 1 over the training range."""
     low, high = condition.height_range_nm

@@ -16,14 +16,14 @@ import torch
 from runtime.backends import BACKENDS, Choice, Model, Network, Signature, candidates, open_networks
 from runtime.condition import Condition
 from runtime.data import DataSet
-from runtime.errors import BackendError
-from runtime.loop import Guidance, denoise
+from runtime.loop import Guidance, NotFinite, denoise
 from runtime.physics.verify import solve_many
 from runtime.schedulers import Plan
 from runtime.score import misrouted_power
 from runtime.search import shortlist
 from runtime.target import Target
 
+from .fused import drawn
 from .onnx import Part
 
 BATCHES = (1, 7, 64)
@@ -80,7 +80,7 @@ class Yardstick:
         condition: of the run.
         samples: the run's calibration samples, training ones; ``tests`` its test samples.
         plan, guidance: how trajectories are sampled.
-        sample_shape, window, size: of the network's samples and of the pattern in them.
+        sample_shape, window: of the network's samples, and the first row and column of the pattern in them.
         alphas_cumprod: (timesteps,) of the training schedule.
     """
 
@@ -99,10 +99,15 @@ class Yardstick:
         self.condition, self.tests, self.plan, self.guidance, self.shape = condition, tests, plan, guidance, sample_shape
         self.cut = slice(window, window + tests.xx.shape[-1])
         self.alphas_cumprod = alphas_cumprod
-        self.timesteps = np.linspace(0, len(alphas_cumprod) - 1, TIMESTEPS).round().astype(np.int64)
         self.networks = {name: TorchNetwork(name, part) for name, part in parts.items()}
         self.inputs = self._inputs(samples)
         self.outputs = {name: network(self.inputs[name]) for name, network in self.networks.items()}
+        rows = {key: value[: max(BATCHES)].copy() for key, value in self.inputs["denoiser"].items()}
+        # (inputs, PyTorch's output) of the denoiser at single timesteps
+        self.steps: list[tuple[dict[str, np.ndarray], np.ndarray]] = []
+        for timestep in np.linspace(0, len(alphas_cumprod) - 1, TIMESTEPS).round().astype(np.int64):
+            given = {**rows, "timestep": np.full_like(rows["timestep"], timestep)}
+            self.steps.append((given, self.networks["denoiser"](given)["output"]))
         self.targets = [
             Target.from_arrays(R, T, float(h), name=f"test {i}")
             for i, (R, T, h) in enumerate(zip(tests.Rm, tests.Tm, tests.h, strict=True))
@@ -174,11 +179,8 @@ class Yardstick:
                 found = network({key: np.ascontiguousarray(value[:batch]) for key, value in self.inputs[name].items()})
                 rows[str(batch)] = {key: _apart(value, self.outputs[name][key][:batch]) for key, value in found.items()}
             report["networks"][name] = rows
-        arrays = {key: value[: max(BATCHES)].copy() for key, value in self.inputs["denoiser"].items()}
-        for timestep in self.timesteps:
-            arrays["timestep"][:] = timestep
-            wanted = self.networks["denoiser"](arrays)["output"]
-            report["timesteps"][str(timestep)] = _apart(networks["denoiser"](arrays)["output"], wanted)
+        for given, wanted in self.steps:
+            report["timesteps"][str(given["timestep"][0])] = _apart(networks["denoiser"](given)["output"], wanted)
         samples, scores = self._designs(networks)
         cut = (slice(None), slice(None), 0, self.cut, self.cut)
         report["trajectory"] = {
@@ -241,9 +243,7 @@ def _measured(choice: Choice, graphs: Graphs, yardstick: Yardstick) -> dict[str,
     networks = _opened(choice, graphs["fp32" if choice.precision == "bf16" else choice.precision])
     try:
         return yardstick.measure(networks)
-    except BackendError as error:
-        if "not finite" not in str(error):
-            raise
+    except NotFinite:
         return None
     finally:
         for network in networks.values():
@@ -301,13 +301,8 @@ def fused(model: bytes, plan: Plan, yardstick: Yardstick, graphs: Mapping[str, b
     networks = _opened(Choice("onnxruntime", "cpu", "fp32"), graphs)
     differences = []
     for i, target in enumerate(yardstick.targets[:8]):
-        noise = np.zeros((plan.num_steps + 1, batch, *yardstick.shape), np.float32)
-        for c in range(batch):
-            generator = np.random.Generator(np.random.Philox(key=[i, c]))
-            for k in (0, *(1 + np.flatnonzero(plan.needs_noise))):
-                noise[k, c] = generator.standard_normal(yardstick.shape, dtype=np.float32)
         given = {
-            "noise": noise if plan.needs_noise.any() else noise[0],
+            "noise": drawn(plan, yardstick.shape, i, batch),
             "Rm": target.R[None].astype(np.float32),
             "Tm": target.T[None].astype(np.float32),
             "mask": np.stack([target.mask_R, target.mask_T])[None],

@@ -31,6 +31,10 @@ class Guidance(NamedTuple):
     interval: tuple[float, float] = (0.0, math.inf)
 
 
+class NotFinite(BackendError):
+    """A network returned numbers that are not finite."""
+
+
 def denoise(
     network: Network,
     plan: Plan,
@@ -92,5 +96,5 @@ def denoise(
                 output = single({"sample": sample, "timestep": timesteps[:count]})["output"]
             step_done(k, plan.step(k, output, sample, draw() if plan.needs_noise[k] else None, history))
     if not np.isfinite(sample).all():
-        raise BackendError(f"the network returned numbers that are not finite on {network.device}; run 'metascatter doctor'")
+        raise NotFinite(f"the network returned numbers that are not finite on {network.device}; run 'metascatter doctor'")
     return sample

@@ -62,6 +62,20 @@ _SCHEDULER = {
     "clip_sample_range": 1.0,
 }
 
+# How our own networks learn.
+_LEARNING: dict[str, Any] = {
+    "batch_size": 128,
+    "lr": 1e-3,
+    "optimizer": "adamw",
+    "lr_schedule": "cosine",
+    "warmup_steps": 200,
+    "gradient_clip": 1.0,
+    "ema_decay": 0.9995,
+    "precision": "bf16",
+    "mirrors": True,
+    "validation_fraction": 0.03,
+}
+
 RECIPES = {
     # The seed paper's network, objective and hyper-parameters; integers in the condition, test-set statistics, unmapped patterns,
     # the untrained last timestep and the leaking evaluation are mended.
@@ -88,19 +102,10 @@ RECIPES = {
         scheduler={**_SCHEDULER, "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
         sampling_scheduler="dpmsolver++",
         sampling_steps=20,
-        batch_size=128,
-        lr=1e-3,
         epochs=66,
-        optimizer="adamw",
-        lr_schedule="cosine",
-        warmup_steps=200,
-        gradient_clip=1.0,
-        ema_decay=0.9995,
-        precision="bf16",
-        mirrors=True,
         masks=0.25,
         condition_dropout=0.1,
-        validation_fraction=0.03,
+        **_LEARNING,
     ),
     # Pattern and height -> R, T: what ranks candidates without a solver.
     "surrogate": Recipe(
@@ -112,19 +117,10 @@ RECIPES = {
         scheduler={},
         sampling_scheduler="",
         sampling_steps=0,
-        batch_size=128,
-        lr=1e-3,
         epochs=40,
         objective="scattering",
         loss="l1",
-        optimizer="adamw",
-        lr_schedule="cosine",
-        warmup_steps=200,
-        gradient_clip=1.0,
-        ema_decay=0.9995,
-        precision="bf16",
-        mirrors=True,
-        validation_fraction=0.03,
+        **_LEARNING,
     ),
 }
 

@@ -24,18 +24,18 @@ from .cuda import Buffer, Device, Stream, device
 from .network import Arrays, Network, Signature
 from .tensorrt_build import rtx, trt
 
-# What TensorRT-RTX runs on; a data-centre GPU or a Jetson takes TensorRT.
-RTX_CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
-
 _log = logging.getLogger(__name__)
 
 
 def why_not(backend: str, device_word: str) -> str | None:
     """Why TensorRT cannot be used here as far as can be told without a model, or None."""
     gpu = device()  # before TensorRT is imported, which takes a tenth of a second where there is no GPU to use it on
-    if tensorrt_build.module().__name__ == "tensorrt_rtx" and gpu.capability not in RTX_CAPABILITIES:
-        words = ".".join(map(str, gpu.capability))
-        return f"TensorRT-RTX does not run on {gpu.name} (compute capability {words}); install metascatter[tensorrt] in its place"
+    if tensorrt_build.module().__name__ == "tensorrt_rtx":
+        try:
+            tensorrt_build.supported(gpu.capability)
+        except BackendError:  # a data-centre GPU or a Jetson
+            words = ".".join(map(str, gpu.capability))
+            return f"TensorRT-RTX does not run on {gpu.name} (compute capability {words}); install metascatter[tensorrt] in its place"
     return None
 
 

@@ -111,6 +111,9 @@ def test_everything_at_once_without_a_network(
     [
         (["--engine-dir", "x"], "--engine-dir is for engines; add --tensorrt"),
         (["--compute-capability", "8.9"], "--compute-capability is for engines; add --tensorrt"),
+        (["--workspace-mb", "512"], "--workspace-mb is for engines; add --tensorrt"),
+        (["--version-compatible"], "--version-compatible is for engines; add --tensorrt"),
+        (["--hardware-compatible"], "--hardware-compatible is for engines; add --tensorrt"),
         (["--tensorrt", "--compute-capability", "new"], "'new' is no compute capability; write it as 8.9"),
         (["--max-batch", "0"], "0 is not in the range"),
         (["--fused", "2000"], "num_steps is 2000"),

@@ -27,6 +27,30 @@ def sinusoid(position: torch.Tensor, width: int, longest: float = 10_000.0) -> t
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
+def height_features(height: torch.Tensor) -> torch.Tensor:
+    """height (B, 1) from -1 to 1, and its sinusoids: (B, 33)."""
+    return torch.cat([height, sinusoid(height[:, 0] * 20.0, 32, 100.0)], dim=1)
+
+
+def aliases(size: int, orders: int) -> tuple[int, int]:
+    """How many whole patterns of N components the orders -M..M reach below 0, and how many they touch in all."""
+    below = -(-orders // size)
+    return below, below + orders // size + 1
+
+
+def invariants(real: torch.Tensor, imaginary: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Magnitude, phase (real and imaginary part) and relative phase (the same) of neighbouring channels' Fourier components (B, C, N*N).
+
+    Magnitudes and relative phases do not change under cyclic shifts of the cell.
+    """
+    magnitude = (real * real + imaginary * imaginary + 1e-3).sqrt()
+    real_phase, imaginary_phase = real / magnitude, imaginary / magnitude
+    next_real, next_imaginary = real_phase.roll(1, 1), imaginary_phase.roll(1, 1)
+    cross_real = real_phase * next_real + imaginary_phase * next_imaginary
+    cross_imaginary = imaginary_phase * next_real - real_phase * next_imaginary
+    return magnitude, real_phase, imaginary_phase, cross_real, cross_imaginary
+
+
 class Fourier(nn.Module):
     """Orthonormal two-dimensional DFT of real (B, C, N*N) features as two constant matrices."""
 
@@ -81,12 +105,7 @@ class SpectralGate(nn.Module):
     def forward(self, x: torch.Tensor, context: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         """x (B, C, N*N), context (B, tokens, N*N), embedding (B, E) -> (B, C, N*N)."""
         real, imaginary = self.fourier(self.project_in(self.norm(x)))
-        magnitude = (real * real + imaginary * imaginary + 1e-3).sqrt()
-        real_phase, imaginary_phase = real / magnitude, imaginary / magnitude
-        # Relative phases of neighbouring channels: invariant under shifts, as the magnitudes are.
-        next_real, next_imaginary = real_phase.roll(1, 1), imaginary_phase.roll(1, 1)
-        cross_real = real_phase * next_real + imaginary_phase * next_imaginary
-        cross_imaginary = imaginary_phase * next_real - real_phase * next_imaginary
+        magnitude, real_phase, imaginary_phase, cross_real, cross_imaginary = invariants(real, imaginary)
         hidden = self.invariants(torch.cat([magnitude, cross_real, cross_imaginary], dim=1)) + self.light(context)
         scale, shift = self.film(embedding)[:, :, None].chunk(2, dim=1)
         gate_real, gate_imaginary, phase_real, phase_imaginary = self.gates(functional.silu(hidden * (1 + scale) + shift)).chunk(4, dim=1)
@@ -123,15 +142,13 @@ class LightEncoder(nn.Module):
     def __init__(self, size: int, orders: int, tokens: int, embedding: int) -> None:
         super().__init__()
         self.size, self.orders, self.tokens = size, orders, tokens
-        self.blocks_below = -(-orders // size)
-        self.blocks = self.blocks_below + orders // size + 1
-        aliases = 4 * self.blocks**2
+        self.blocks_below, self.blocks = aliases(size, orders)
         index = torch.arange(size)
         mirrored = ((-index % size)[:, None] * size + (-index % size)[None]).reshape(-1)
         self.register_buffer("mirrored", mirrored, persistent=False)
         width = 2 * tokens
         self.position = nn.Parameter(torch.zeros(1, width, size * size))
-        self.fold_in = nn.Conv1d(2 * aliases, width, 1)
+        self.fold_in = nn.Conv1d(8 * self.blocks**2, width, 1)
         self.height = nn.Sequential(nn.Linear(33, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.film_1 = nn.Linear(embedding, 2 * width)
         self.mix_1 = nn.Conv1d(width, width, 1)
@@ -155,7 +172,7 @@ class LightEncoder(nn.Module):
         """light (B, 4, 2M+1, 2M+1), height (B, 1) in [-1, 1] -> context (B, tokens, N*N), embedding (B, E)."""
         folded = self.fold(light)
         tokens = self.fold_in(torch.cat([folded, folded[:, :, self.mirrored]], dim=1)) + self.position
-        embedding = self.height(torch.cat([height, sinusoid(height[:, 0] * 20.0, 32, 100.0)], dim=1))
+        embedding = self.height(height_features(height))
         scale, shift = self.film_1(embedding)[:, :, None].chunk(2, dim=1)
         tokens = tokens + self.mix_1(functional.silu(tokens * (1 + scale) + shift))
         embedding = embedding + self.pool(functional.silu(tokens).mean(dim=2))

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .spectral import CircularConv, Fourier, ResidualBlock, SpectralGate, sinusoid
+from .spectral import CircularConv, Fourier, ResidualBlock, SpectralGate, aliases, height_features, invariants
 
 if TYPE_CHECKING:
     from runtime.condition import Condition
@@ -48,8 +48,7 @@ class Surrogate(nn.Module):
     ) -> None:
         super().__init__()
         self.size, self.orders = size, orders
-        self.blocks_below = -(-orders // size)
-        self.aliases = self.blocks_below + orders // size + 1
+        self.blocks_below, self.aliases = aliases(size, orders)
         side = 2 * orders + 1
         # Logarithms of the mean efficiencies, from which the network has to tell the difference; and the heights it was shown.
         self.register_buffer("prior", torch.zeros(2, side, side))
@@ -86,17 +85,14 @@ class Surrogate(nn.Module):
     def forward(self, pattern: torch.Tensor, height_nm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         low, high = self.height_range_nm[0], self.height_range_nm[1]
         height = 2 * (height_nm - low) / (high - low) - 1
-        embedding = self.height(torch.cat([height, sinusoid(height[:, 0] * 20.0, 32, 100.0)], dim=1))
+        embedding = self.height(height_features(height))
         cell = 2 * pattern - 1
         x = self.conv_in(cell)
         for gate, residual in zip(self.gates, self.residuals, strict=True):
             x = gate(x.flatten(2), self.position, embedding).unflatten(2, pattern.shape[2:])
             x = residual(x, embedding)
         real, imaginary = self.fourier(self.project_out(functional.silu(self.norm_out(x)).flatten(2)))
-        magnitude = (real * real + imaginary * imaginary + 1e-3).sqrt()
-        next_real, next_imaginary = (real / magnitude).roll(1, 1), (imaginary / magnitude).roll(1, 1)
-        cross_real = (real * next_real + imaginary * next_imaginary) / magnitude
-        cross_imaginary = (imaginary * next_real - real * next_imaginary) / magnitude
+        magnitude, _, _, cross_real, cross_imaginary = invariants(real, imaginary)
         cell_real, cell_imaginary = self.fourier(cell.flatten(2))
         power = (cell_real * cell_real + cell_imaginary * cell_imaginary + 1e-2).log()
         hidden = self.invariants(torch.cat([power, magnitude.log(), cross_real, cross_imaginary], dim=1)) + self.place(self.position)
