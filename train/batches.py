@@ -59,6 +59,8 @@ class Batches:
     def __init__(self, data: DataSet, condition: Condition, recipe: Recipe) -> None:
         self.data, self.condition, self.recipe = data, condition, recipe
         self.per_epoch = math.ceil(len(data) / recipe.batch_size)
+        heights = data.h.astype(np.float64) ** recipe.height_power
+        self.odds = heights / heights.sum() if recipe.height_power else None
         self.mirrors = recipe.mirrors and mirrors_hold(data.geometry)
         self.timesteps = int(recipe.scheduler.get("num_train_timesteps", 0))
         size = data.xx.shape[-1]
@@ -69,10 +71,12 @@ class Batches:
         """The batch of a step: ``sample``, ``noise`` (B, 1, S, S), ``timestep`` (B,) int64 and the condition's arrays; for the objective
         ``scattering`` ``pattern`` (B, 1, N, N), ``height_nm`` (B, 1) and ``R``, ``T`` (B, 2M+1, 2M+1).
 
-        The last batch of an epoch is filled up from its beginning, so that every batch has the same size.
+        The last batch of an epoch is filled up from its beginning, so that every batch has the same size. With the recipe's
+        ``height_power`` an epoch is as many draws with replacement as there are samples.
         """
         epoch, position = divmod(step, self.per_epoch)
-        order = np.random.Generator(np.random.Philox(key=[self.recipe.seed, 2**63 + epoch])).permutation(len(self.data))
+        draws = np.random.Generator(np.random.Philox(key=[self.recipe.seed, 2**63 + epoch]))
+        order = draws.permutation(len(self.data)) if self.odds is None else draws.choice(len(self.data), len(self.data), p=self.odds)
         index = np.take(order, np.arange(position * self.recipe.batch_size, (position + 1) * self.recipe.batch_size), mode="wrap")
         return self._assemble(self.data.take(index), np.random.Generator(np.random.Philox(key=[self.recipe.seed, step])), True)
 

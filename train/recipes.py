@@ -19,7 +19,8 @@ class Recipe:
     ``objective`` is ``denoising`` (a pattern from noise, given the light) or ``scattering`` (the light, given a pattern), which has no
     scheduler. ``scheduler`` holds diffusers' scheduler settings, as they will stand in the bundle's ``scheduler_config.json``.
     ``masks`` is the share of training targets of which only some orders are asked for, ``condition_dropout`` the
-    share of which nothing is asked (classifier-free guidance). ``sampling_steps`` is the bundle's default.
+    share of which nothing is asked (classifier-free guidance). ``height_power`` p shows samples as often as height**p says: tall pillars,
+    in which light scatters many times, are what takes long to learn. ``sampling_steps`` is the bundle's default.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Recipe:
     mirrors: bool = False
     masks: float = 0.0
     condition_dropout: float = 0.0
+    height_power: float = 0.0
     validation_fraction: float = 0.08
     seed: int = 0
 

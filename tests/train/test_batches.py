@@ -119,3 +119,17 @@ def test_random_masks_have_the_shares_asked_for():
     few = (counts > 0) & (counts <= 16)
     assert few.mean() == pytest.approx(0.2, abs=0.03)
     assert maps[few][mask_R[few]].mean() > maps[few].mean()  # strong orders are asked for more often
+
+
+def test_height_power_shows_tall_pillars_more_often(small_data, small_run):
+    data = load(small_data)
+    condition = Condition.measure("orders", data.Rm, data.Tm, data.h, 0)
+    recipe = dataclasses.replace(RECIPES["surrogate"], batch_size=len(data), network_arguments={})
+    plain, tall = (Batches(data, condition, dataclasses.replace(recipe, height_power=power)) for power in (0.0, 8.0))
+    assert sorted(plain.training(0)["height_nm"][:, 0]) == sorted(data.h)  # an epoch shows every sample once
+    drawn = np.concatenate([tall.training(step)["height_nm"][:, 0] for step in range(20)])
+    expected = np.average(data.h, weights=data.h.astype(np.float64) ** 8)
+    assert abs(drawn.mean() - expected) < 0.05 * expected
+    assert drawn.mean() > data.h.mean() * 1.2
+    again = tall.training(3)
+    assert all(np.array_equal(again[key], value) for key, value in tall.training(3).items())
