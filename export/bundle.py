@@ -129,7 +129,8 @@ def export(
             named[kind] = f"{name}.onnx" if made[name] is graphs["fp32"][name] else f"{name}.{kind}.onnx"
             files[named[kind]] = made[name]
         given, found = yardstick.inputs[name], yardstick.outputs[name]
-        described[name] = {"files": named, "inputs": _describe(given), "outputs": _describe(found), "parameters": part.parameters}
+        cost = {"parameters": part.parameters, "flops": part.flops()}
+        described[name] = {"files": named, "inputs": _describe(given), "outputs": _describe(found), **cost}
         golden.update({f"{name}.in.{key}": value[:4] for key, value in given.items()})
         golden.update({f"{name}.out.{key}": value[:4] for key, value in found.items()})
     manifest: dict[str, Any] = {
@@ -237,7 +238,7 @@ def _evaluation(path: Path) -> Any:
         results = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}); name a file that 'cli.py evaluate --json' wrote") from None
-    for key in ("targets", "n", "seed", "ranked", "oracle", "baselines", "by_height_nm", "per_target"):
+    for key in ("targets", "n", "seed", "ranked", "oracle", "baselines", "by_height_nm", "per_target", "sampler", "seconds"):
         if not isinstance(results, dict) or key not in results:
             raise DataError(f"{path} lacks the field '{key}'; name a file that 'cli.py evaluate --json' wrote")
     return results

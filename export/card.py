@@ -54,7 +54,9 @@ def _training(manifest: Mapping[str, Any]) -> list[str]:
     # A run that ended within its first epoch has a checkpoint and no row of metrics.
     measured = training["epochs"] is not None
     long = f" ({training['epochs']:.0f} epochs), {training['seconds'] / 3600:.1f} h" if measured else ""
-    weights = ", ".join(f"{name} {part['parameters']:,}" for name, part in manifest["networks"].items())
+    networks = manifest["networks"].items()
+    weights = ", ".join(f"{name} {part['parameters']:,}" for name, part in networks)
+    work = ", ".join(f"{name} {part['flops'] / 1e9:.3f}" for name, part in networks)
     return [
         f"- Data `{training['data']}`: {training['training_samples']:,} samples, "
         f"{training['validation_samples']:,} more set aside for validation.",
@@ -67,6 +69,7 @@ def _training(manifest: Mapping[str, Any]) -> list[str]:
         else "- The run ended within its first epoch; no loss was recorded.",
         *_surrogate(manifest.get("surrogate")),
         f"- Parameters: {weights}.",
+        f"- GFLOP a row: {work}. The encoder runs once a target, the denoiser once a step and candidate, the surrogate once a candidate.",
         f"- Default sampling: {sampling['scheduler']}, {sampling['steps']} steps, eta {sampling['eta']:g}, "
         f"guidance scale {sampling['guidance_scale']:g}.",
     ]
@@ -121,7 +124,17 @@ def _results(metrics: Mapping[str, Any] | None) -> list[str]:
     for band in metrics["by_height_nm"]:
         medians = " | ".join("-" if band[name] is None else f"{band[name]:.3f}" for name in shown)
         lines.append(f"| {band['lo']:.0f} to {band['hi']:.0f} | {band['count']} | {medians} |")
-    return lines
+    return [*lines, "", _pace(metrics)]
+
+
+def _pace(metrics: Mapping[str, Any]) -> str:
+    """How long the denoiser took in that evaluation."""
+    used = metrics["sampler"]
+    each = 1e3 * metrics["seconds"]["sampling"] / (metrics["targets"] * used["steps"])
+    return (
+        f"A step of {metrics['n']} candidates took {each:.0f} ms there ({used['scheduler']}, {used['steps']} steps, guidance scale "
+        f"{used['guidance_scale']:g}, {used['precision']} on {used['device']}), with everything around the network."
+    )
 
 
 def _parity(report: Mapping[str, Any]) -> list[str]:

@@ -60,6 +60,15 @@ class Part:
         result = self.module(*(inputs[name] for name in self.inputs))
         return dict(zip(self.outputs, result if isinstance(result, tuple) else (result,), strict=True))
 
+    def flops(self) -> int:
+        """Floating-point operations of one row, a multiplication and an addition as two: those of matrix products and convolutions."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        counter = FlopCounterMode(display=False)
+        with counter:
+            self(self.inputs)
+        return int(counter.get_total_flops()) // EXAMPLE_BATCH
+
 
 def parts(network: nn.Module, sample_shape: tuple[int, ...], condition: dict[str, torch.Tensor]) -> dict[str, Part]:
     """The graphs of a network: ``denoiser``, and ``encoder`` where what depends on the target alone can run by itself.

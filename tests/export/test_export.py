@@ -177,6 +177,8 @@ def test_evaluation_stands_in_manifest_and_card(small_run: Path, tmp_path: Path,
         "baselines": {"random_best_of_64": part, "nearest_training": None},
         "by_height_nm": [{"lo": 100.0, "hi": 400.0, "count": 8, "ranked": 0.123, "random_best_of_64": None}],
         "per_target": {"ranked": [0.1, 0.2, 0.3], "random_best_of_64": [0.2, 0.2, 0.4]},
+        "sampler": {"scheduler": "ddim", "steps": 5, "guidance_scale": 2.0, "precision": "fp32", "device": "cpu"},
+        "seconds": {"sampling": 0.8},
     }
     path = tmp_path / "e.json"
     path.write_text(json.dumps(results))
@@ -186,6 +188,8 @@ def test_evaluation_stands_in_manifest_and_card(small_run: Path, tmp_path: Path,
     assert "8 held-out targets, 64 candidates each" in card
     assert "Ranked beats random best of 64 on 2 of 8 targets." in card
     assert "| 100 to 400 | 8 | 0.123 | - |" in card
+    assert "A step of 64 candidates took 20 ms there (ddim, 5 steps, guidance scale 2, fp32 on cpu)" in card
+    assert "GFLOP a row: encoder 0.000, denoiser 0.0" in card
     assert "| best of 1 | 0.123 | 0.100 to 0.200 | 25% | 50% | 64 |" in card
     for content, words in (("{", "cannot be read"), ("[]", "lacks the field 'targets'"), ('{"targets": 3}', "lacks the field 'n'")):
         path.write_text(content)
