@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from runtime.commands import group, status
+from runtime.commands import group, simulate, status
 from runtime.console import check_writable
 from runtime.errors import BackendError
 
@@ -150,6 +150,34 @@ def export(
                 hardware_compatible=hardware_compatible,
                 say=status,
             )
+
+
+def _solver(context: click.Context, parameter: click.Parameter, device: str) -> object:
+    """What ``simulate`` solves with, on the device asked for; None is the runtime's own solver."""
+    if device == "cpu":
+        return None
+    with _extra("train"):
+        from train.rcwa import TorchSolver, usable
+
+        try:
+            usable(device)
+        except BackendError as error:
+            raise click.BadParameter(str(error), context, parameter) from None
+        return lambda geometry, orders: TorchSolver(geometry, orders, device).solve_many
+
+
+# The runtime's command, which must do without PyTorch, with one option more.
+simulate.params.append(
+    click.Option(
+        ["--device", "solver"],
+        type=click.Choice(["cpu", "cuda"]),
+        default="cpu",
+        show_default=True,
+        callback=_solver,
+        help="cuda: the same solver in PyTorch, batched on an NVIDIA GPU and in float64. The samples are the same and the "
+        "efficiencies equal to the rounding of the CPU's complex64 (1e-4), so a run begun on one may be finished on the other.",
+    )
+)
 
 
 def _capability(text: str) -> tuple[int, int]:

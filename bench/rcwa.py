@@ -78,7 +78,7 @@ def main() -> None:
     laurent = Solver(dataclasses.replace(lab, rule="laurent"))
     # A tilt far below rounding makes the solver keep plane waves, whose layer matrix is the complex one of the textbooks.
     waves = Solver(dataclasses.replace(lab, theta_deg=1e-9))
-    layer = Operators.build(waves._permittivities(Cell.from_pattern(pattern, lab)), waves._frame, np.complex64).a
+    layer = Operators.build(waves._permittivities(Cell.from_pattern(pattern, lab)), waves.frame, np.complex64).a
     reference = Solver(dataclasses.replace(lab, harmonics=15, truncation="square", dtype="complex128")).solve(pattern, height)
 
     size = f"{layer.shape[0]}x{layer.shape[1]}"

@@ -190,6 +190,7 @@ def simulate(
     wavelength_nm: float,
     index: float,
     workers: int | None,
+    solver: Any = None,  # of an option that cli.py adds: from a checkout, PyTorch can solve too
 ) -> None:
     """Make a data set: random patterns, or given ones, and their scattering by RCWA. Killed, it goes on where it was.
 
@@ -212,7 +213,7 @@ def simulate(
         harmonics=harmonics,
         truncation=truncation,
     )
-    click.echo(run(out, count=count, seed=seed, geometry=geometry, height_nm=height_nm, workers=workers, patterns=patterns))
+    click.echo(run(out, count=count, seed=seed, geometry=geometry, height_nm=height_nm, workers=workers, patterns=patterns, solver=solver))
 
 
 @group.command()

@@ -133,6 +133,9 @@ def interval_coefficients(edges: np.ndarray, highest: int) -> np.ndarray:
 class Factorisation:
     """Permittivity matrices of cells for one set of orders; holds only index tables, so threads may share it.
 
+    Attributes: into flattened series, ``plane`` (rows, N) for [[eps]] and ``along_x``, ``along_y`` (rows, N) for the inverse rule;
+    ``toeplitz`` (2H+1, 2H+1) into a series of one axis.
+
     m, n: (N,) int, the orders. rule: 'li' or 'laurent'. rows: how many of the leading orders to return rows for
     (the first half suffices for :class:`RealBasis`, whose operators satisfy O[-G, -G'] = conj O[G, G']).
     """
@@ -141,11 +144,11 @@ class Factorisation:
         self.rule, self.highest = rule, int(max(np.abs(m).max(), np.abs(n).max()))
         top, side, wide = self.highest, 2 * self.highest + 1, 4 * self.highest + 1
         delta_m, delta_n = m[:rows, None] - m[None] + 2 * top, n[:rows, None] - n[None] + 2 * top
-        self._plane = delta_m * wide + delta_n
-        self._along_x = (delta_n * side + m[:rows, None] + top) * side + m[None] + top
-        self._along_y = (delta_m * side + n[:rows, None] + top) * side + n[None] + top
+        self.plane = delta_m * wide + delta_n
+        self.along_x = (delta_n * side + m[:rows, None] + top) * side + m[None] + top
+        self.along_y = (delta_m * side + n[:rows, None] + top) * side + n[None] + top
         line = np.arange(side)
-        self._toeplitz = line[:, None] - line[None] + 2 * top
+        self.toeplitz = line[:, None] - line[None] + 2 * top
 
     def matrices(self, cell: Cell) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """([[eps]], eps_x, eps_y): (rows, N) complex128 each, with D_z = [[eps]] E_z, D_x = eps_x E_x, D_y = eps_y E_y.
@@ -156,16 +159,16 @@ class Factorisation:
         permittivity = cell.index**2
         along_x = interval_coefficients(cell.x_edges_nm, 2 * self.highest)
         along_y = interval_coefficients(cell.y_edges_nm, 2 * self.highest)
-        laurent = (along_x @ permittivity @ along_y.T).ravel()[self._plane]
+        laurent = (along_x @ permittivity @ along_y.T).ravel()[self.plane]
         if self.rule == "laurent":
             return laurent, laurent, laurent
-        epsilon_x = self._inverse_rule(1 / permittivity, along_x, along_y).ravel()[self._along_x]
-        epsilon_y = self._inverse_rule(1 / permittivity.T, along_y, along_x).ravel()[self._along_y]
+        epsilon_x = self._inverse_rule(1 / permittivity, along_x, along_y).ravel()[self.along_x]
+        epsilon_y = self._inverse_rule(1 / permittivity.T, along_y, along_x).ravel()[self.along_y]
         return laurent, epsilon_x, epsilon_y
 
     def _inverse_rule(self, impermittivity: np.ndarray, normal: np.ndarray, along: np.ndarray) -> np.ndarray:
         """(4H+1, 2H+1, 2H+1): Fourier series along one axis of each strip's inverted Toeplitz matrix across the other."""
-        strips = (normal @ impermittivity).T[:, self._toeplitz]
+        strips = (normal @ impermittivity).T[:, self.toeplitz]
         inverted = np.linalg.inv(strips)
         return (along @ inverted.reshape(len(inverted), -1)).reshape(-1, *inverted.shape[1:])
 

@@ -84,7 +84,7 @@ def propagator(a: np.ndarray, thickness: float, spectrum: tuple[float, float], t
     S <- 2 S C, C <- 2 C^2 - 1, in C - 1 so that nothing cancels. A wide interval costs products; one that misses an
     eigenvalue costs accuracy, which shows as energy lost.
     """
-    degree, stored, doublings, series = _plan(thickness, spectrum, tolerance)
+    degree, stored, doublings, series = plan(thickness, spectrum, tolerance)
     size = len(a)
     centre, radius = (spectrum[0] + spectrum[1]) / 2, (spectrum[1] - spectrum[0]) / 2
     powers = np.empty((stored, size, size), dtype=a.dtype)
@@ -107,7 +107,7 @@ def propagator(a: np.ndarray, thickness: float, spectrum: tuple[float, float], t
     return both[0], both[1]
 
 
-def _plan(thickness: float, spectrum: tuple[float, float], tolerance: float) -> tuple[int, int, int, np.ndarray]:
+def plan(thickness: float, spectrum: tuple[float, float], tolerance: float) -> tuple[int, int, int, np.ndarray]:
     """(degree, powers stored, doublings, series) with the fewest products.
 
     series: (2, degree + 1) float64, rows cosh(sqrt(x) step) - 1 and sinh(sqrt(x) step) / (sqrt(x) step) in powers of
@@ -119,16 +119,16 @@ def _plan(thickness: float, spectrum: tuple[float, float], tolerance: float) -> 
     best: tuple[int, int, int, int, np.ndarray] | None = None
     for doublings in range(fewest, fewest + 8):
         step = thickness / 2**doublings
-        root = step * np.sqrt(centre + radius * _NODES + 0j)
+        root = step * np.sqrt(centre + radius * NODES + 0j)
         values = np.stack([2 * np.sinh(root / 2) ** 2, np.sinh(root) / np.where(root == 0, 1, root)]).real
-        coefficients = _TRANSFORM @ values[:, :, None]
+        coefficients = TRANSFORM @ values[:, :, None]
         # The coefficients fall faster than geometrically, so the next two stand for the tail; later ones are rounding.
         tails = np.abs(coefficients[:, :-1, 0]) + np.abs(coefficients[:, 1:, 0])
         allowed = tolerance * np.abs(values).max(axis=1)
         for degree, stored, products in _SCHEMES:
             if np.all(tails[:, degree + 1] <= allowed):
                 if best is None or products + 2 * doublings < best[0]:
-                    series = coefficients[:, : degree + 1, 0] @ _MONOMIALS[: degree + 1, : degree + 1]
+                    series = coefficients[:, : degree + 1, 0] @ MONOMIALS[: degree + 1, : degree + 1]
                     best = (products + 2 * doublings, degree, stored, doublings, series)
                 break
     assert best is not None
@@ -137,11 +137,11 @@ def _plan(thickness: float, spectrum: tuple[float, float], tolerance: float) -> 
 
 # Chebyshev points, the matrix from values there to Chebyshev coefficients, and T_0 .. T_15 in powers of x.
 _ANGLES = np.pi * (np.arange(32) + 0.5) / 32
-_NODES = np.cos(_ANGLES)
-_TRANSFORM = np.where(np.arange(32)[:, None] == 0, 1, 2) / 32 * np.cos(np.arange(32)[:, None] * _ANGLES)
-_MONOMIALS = np.eye(16)
+NODES = np.cos(_ANGLES)
+TRANSFORM = np.where(np.arange(32)[:, None] == 0, 1, 2) / 32 * np.cos(np.arange(32)[:, None] * _ANGLES)
+MONOMIALS = np.eye(16)
 for _row in range(2, 16):
-    _MONOMIALS[_row] = 2 * np.roll(_MONOMIALS[_row - 1], 1) - _MONOMIALS[_row - 2]
+    MONOMIALS[_row] = 2 * np.roll(MONOMIALS[_row - 1], 1) - MONOMIALS[_row - 2]
 
 
 def _combine(series: np.ndarray, powers: np.ndarray) -> np.ndarray:

@@ -45,6 +45,11 @@ class Solver:
     'y' means E = sin phi p + cos phi s. So 'x' is TM (p) and 'y' TE (s) at phi = 0, the other way round at
     phi = 90, and both tend to E along x or y as theta tends to 0 at any phi.
 
+    The attributes are the constants of that geometry, which the solver in ``train/rcwa.py`` takes from here: the orders
+    ``m``, ``n``, their ``factorisation`` and ``frame``, and of the half-spaces the admittances ``y_in``, ``y_out``, the power
+    weights ``weight_in``, ``weight_out``, the incident field ``source`` and its power ``incident``. ``paired`` says that the
+    working basis is cosines and sines.
+
     Raises:
         GeometryError: orders that is not a whole number from 0 up.
     """
@@ -53,9 +58,9 @@ class Solver:
         if isinstance(orders, bool) or not isinstance(orders, int | np.integer) or orders < 0:
             raise GeometryError(f"orders is {orders!r}; it must be a whole number from 0 up, the half-width of the order maps")
         self.geometry, self.orders = geometry, int(orders)
-        self._k0 = 2 * math.pi / geometry.wavelength_nm
+        self.k0 = 2 * math.pi / geometry.wavelength_nm
         m, n = harmonics_kept(geometry.harmonics, geometry.truncation)
-        self._m, self._n = m, n
+        self.m, self.n = m, n
         index_in = geometry.index_incident
         index_out = geometry.index_cover if geometry.incidence == "substrate" else geometry.index_substrate
         theta, phi = math.radians(geometry.theta_deg), math.radians(geometry.phi_deg)
@@ -63,27 +68,27 @@ class Solver:
         kx = kx0 + m * geometry.wavelength_nm / geometry.period_nm[0]
         ky = ky0 + n * geometry.wavelength_nm / geometry.period_nm[1]
         # At normal incidence orders come in pairs +-G and the whole problem is real in cosines and sines.
-        self._paired = geometry.theta_deg == 0
+        self.paired = geometry.theta_deg == 0
         half = (len(m) + 1) // 2
-        self._factorisation = Factorisation(m, n, geometry.rule, half if self._paired else len(m))
+        self.factorisation = Factorisation(m, n, geometry.rule, half if self.paired else len(m))
         length = np.hypot(kx, ky)
         cos, sin = np.where(length > 0, kx, 1) / np.where(length > 0, length, 1), ky / np.where(length > 0, length, 1)
         swap, factor = np.arange(len(m)), length
-        if self._paired:
+        if self.paired:
             cos, sin = np.r_[cos[:half], cos[1:half]], np.r_[sin[:half], sin[1:half]]
             swap = np.r_[0, np.arange(half, len(m)), np.arange(1, half)]
             factor = np.r_[0.0, -length[1:half], length[1:half]]
-        self._frame = Frame(cos, sin, length, swap, factor)
-        self._y_in, self._weight_in = _half_space(index_in, length)
-        self._y_out, self._weight_out = _half_space(index_out, length)
-        self._longest = float(length.max())
+        self.frame = Frame(cos, sin, length, swap, factor)
+        self.y_in, self.weight_in = _half_space(index_in, length)
+        self.y_out, self.weight_out = _half_space(index_out, length)
+        self.longest = float(length.max())
         # Transverse incident field, then along and across order 0's own axis.
         p, s = (math.cos(phi), -math.sin(phi)) if geometry.polarisation == "x" else (math.sin(phi), math.cos(phi))
         ex = p * math.cos(theta) * math.cos(phi) - s * math.sin(phi)
         ey = p * math.cos(theta) * math.sin(phi) + s * math.cos(phi)
-        self._source = np.zeros(2 * len(m))
-        self._source[0], self._source[len(m)] = cos[0] * ex + sin[0] * ey, -sin[0] * ex + cos[0] * ey
-        self._incident = float(self._weight_in @ self._source**2)
+        self.source = np.zeros(2 * len(m))
+        self.source[0], self.source[len(m)] = cos[0] * ex + sin[0] * ey, -sin[0] * ex + cos[0] * ey
+        self.incident = float(self.weight_in @ self.source**2)
 
     def solve(self, pattern_or_cell: Any, height_nm: float) -> tuple[np.ndarray, np.ndarray]:
         """Efficiencies of the reflected and transmitted orders of a pattern or :class:`Cell` of this height.
@@ -98,46 +103,46 @@ class Solver:
 
     def _solve(self, pattern_or_cell: Any, height_nm: float, eigenmodes: bool | None) -> tuple[np.ndarray, np.ndarray]:
         """:meth:`solve`; eigenmodes True or False forces the method, None picks it and checks the energy."""
-        thickness = self._k0 * _height(height_nm)
+        thickness = self.k0 * _height(height_nm)
         cell = self._cell(pattern_or_cell)
         matrices = self._permittivities(cell)
         # Waves in the layer run no slower than in its densest rectangle and decay no faster than the highest order.
-        lowest, highest = -(float(cell.index.max()) ** 2), max(self._longest**2 - float(cell.index.min()) ** 2, 0.0)
+        lowest, highest = -(float(cell.index.max()) ** 2), max(self.longest**2 - float(cell.index.min()) ** 2, 0.0)
         growth = thickness * math.sqrt(highest)
         for dtype, tolerance, growth_limit, energy_limit in _PRECISIONS[self.geometry.dtype]:
             if eigenmodes or (eigenmodes is None and growth > growth_limit):
                 continue
-            operators = Operators.build(matrices, self._frame, dtype)
+            operators = Operators.build(matrices, self.frame, dtype)
             r, t = self._powers(
-                *scatter_by_propagator(operators, self._y_in, self._y_out, self._source, thickness, (lowest, highest), tolerance)
+                *scatter_by_propagator(operators, self.y_in, self.y_out, self.source, thickness, (lowest, highest), tolerance)
             )
             # A lossless cell keeps its energy, so what is missing measures the precision lost.
             if eigenmodes is False or abs(r.sum() + t.sum() - 1) <= energy_limit:
                 return self._map(r), self._map(t)
-        operators = Operators.build(matrices, self._frame, np.complex128)
-        r, t = self._powers(*scatter_by_eigenmodes(operators, self._y_in, self._y_out, self._source, thickness))
+        operators = Operators.build(matrices, self.frame, np.complex128)
+        r, t = self._powers(*scatter_by_eigenmodes(operators, self.y_in, self.y_out, self.source, thickness))
         return self._map(r), self._map(t)
 
     def _permittivities(self, cell: Cell) -> tuple[np.ndarray, ...]:
         """[[eps]], eps_x, eps_y in the working basis: (N, N) float64 where orders are paired, else complex128."""
-        matrices = self._factorisation.matrices(cell)
-        return tuple(RealBasis.operator(matrix) if self._paired else matrix for matrix in matrices)
+        matrices = self.factorisation.matrices(cell)
+        return tuple(RealBasis.operator(matrix) if self.paired else matrix for matrix in matrices)
 
     def _powers(self, reflected: np.ndarray, transmitted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Power over incident power of every order kept: two (N,) float64."""
         powers = []
-        for field, weight in ((reflected, self._weight_in), (transmitted, self._weight_out)):
+        for field, weight in ((reflected, self.weight_in), (transmitted, self.weight_out)):
             amplitudes = field.reshape(2, -1)
-            if self._paired:
+            if self.paired:
                 amplitudes = RealBasis.to_plane_waves(amplitudes)
-            powers.append((np.abs(amplitudes) ** 2 * weight.reshape(2, -1)).sum(axis=0) / self._incident)
+            powers.append((np.abs(amplitudes) ** 2 * weight.reshape(2, -1)).sum(axis=0) / self.incident)
         return powers[0], powers[1]
 
     def _map(self, power: np.ndarray) -> np.ndarray:
         """(2M+1, 2M+1) float64 map of the orders' powers."""
-        shown = (np.abs(self._m) <= self.orders) & (np.abs(self._n) <= self.orders)
+        shown = (np.abs(self.m) <= self.orders) & (np.abs(self.n) <= self.orders)
         result = np.zeros((2 * self.orders + 1, 2 * self.orders + 1))
-        result[self._m[shown] + self.orders, self._n[shown] + self.orders] = power[shown]
+        result[self.m[shown] + self.orders, self.n[shown] + self.orders] = power[shown]
         return result
 
     def _cell(self, pattern_or_cell: Any) -> Cell:

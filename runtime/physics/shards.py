@@ -19,6 +19,8 @@ from ..errors import DataError
 from ..files import write_json, write_npz
 from ..geometry import Geometry
 
+# take(first, count) gives the patterns (count, n, n) uint8 and heights (count,) float32 nm of those samples, fewer at the end.
+Take = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
 _SETTINGS, _WHOLE = "settings.json", "whole.npz"
 
 
@@ -31,7 +33,7 @@ class Parts:
         take: take(first, count) gives the patterns (count, n, n) uint8 and heights (count,) float32 of those samples.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], take: Callable[[int, int], tuple[np.ndarray, np.ndarray]]) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], take: Take) -> None:
         self.folder, self.settings, self._take = folder, settings, take
         self.count, self.shard = int(settings["count"]), int(settings["shard"])
         self._side = 2 * int(settings["orders"]) + 1

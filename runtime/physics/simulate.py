@@ -4,37 +4,36 @@
 
 Work goes, in shards, to the folder ``data.npz.parts`` with a ``settings.json`` that says what it is; when all are there they become
 ``data.npz`` in one step and the folder goes. Sample i depends on (seed, i) alone and each child solves with one BLAS thread, so the
-data are the same for any number of workers, however often the run was interrupted.
+data are the same for any number of workers, however often the run was interrupted. Another solver may take the children's place.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import hashlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..data import load, open_npz
-from ..errors import DataError, MetascatterError
+from ..errors import DataError
 from ..files import write_npz
 from ..geometry import Geometry
 from ..version import __version__
-from .rcwa import Solver
-from .shards import Parts
-from .verify import default_workers
+from .shards import Parts, Take
+from .workers import solve_by_workers
 
 __all__ = ["draw", "simulate"]
+
+# solve(patterns (N, n, n) uint8, heights (N,) float32 nm) gives R and T, each (N, 2M+1, 2M+1); made from a geometry and M.
+Solve = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 _FORMAT = 1
 _SHARD = 64  # samples a shard at most: what a kill loses per worker
 _STREAM = 0x73616D706C65  # second word of the Philox key, so that no other use of the same seed sees these bits
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
 def simulate(
@@ -48,6 +47,7 @@ def simulate(
     workers: int | None = None,
     progress: bool = True,
     patterns: str | os.PathLike[str] | None = None,
+    solver: Callable[[Geometry, int], Solve] | None = None,
 ) -> Path:
     """Write a data set (keys ``xx``, ``h``, ``Rm``, ``Tm``, ``geometry``) of solved patterns.
 
@@ -64,6 +64,9 @@ def simulate(
         workers: processes; None is one per core.
         progress: a bar, and messages, on stderr; the bar only where stderr is a terminal.
         patterns: an ``.npz`` with ``xx`` (N, n, n) and ``h`` (N,) nm to solve instead of random ones.
+        solver: solver(geometry, M) returns what solves many cells at once, in this process, in place of the workers; None is the
+            solver of this package. It must be at least as precise as the geometry's dtype, so that a run may change solvers
+            half-way: samples are the same, efficiencies to within that rounding.
 
     Returns:
         ``out``.
@@ -75,6 +78,8 @@ def simulate(
     out = Path(out)
     if out.suffix != ".npz" or out.is_dir():
         raise DataError(f"{out} cannot be a data file; name a file that ends in .npz")
+    if solver is not None and workers is not None:
+        raise DataError(f"workers is {workers}, but only the solver on the CPU has worker processes; leave one of the two out")
     orders = _orders(geometry) if orders is None else orders
     given = None if patterns is None else _given(Path(patterns), count)
     if given is None:
@@ -106,7 +111,7 @@ def simulate(
         return out
     parts.begin()
     try:
-        _solve_missing(parts, samples, geometry, orders, workers, progress)
+        _solve_missing(parts, samples, geometry, orders, workers, progress, solver)
         parts.finish(out, geometry)
     except OSError as error:
         raise DataError(
@@ -190,98 +195,32 @@ def _holds(out: Path, samples: _Samples, geometry: Geometry, orders: int) -> boo
     return data.geometry == geometry and len(data.Rm[0]) == 2 * orders + 1 and np.array_equal(data.xx, xx) and np.array_equal(data.h, h)
 
 
-def _solve_missing(parts: Parts, samples: _Samples, geometry: Geometry, orders: int, workers: int | None, progress: bool) -> None:
-    """Solve every shard that is not yet there."""
-    import multiprocessing
-    from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-    from concurrent.futures.process import BrokenProcessPool
-
+def _solve_missing(
+    parts: Parts, samples: _Samples, geometry: Geometry, orders: int, workers: int | None, progress: bool, solver: Any
+) -> None:
+    """Solve every shard that is not yet there, by worker processes or by ``solver``; see :func:`simulate`."""
     from tqdm import tqdm
 
     missing = parts.missing()
     if not missing:
         return
     todo = sum(min(parts.shard, samples.count - first) for first in missing)
-    # Windows waits for at most 61 processes at once.
-    workers = max(1, min(workers or default_workers(), len(missing), 61))
-    context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    bar = tqdm(total=samples.count, initial=samples.count - todo, unit="sample", disable=None if progress else True, file=sys.stderr)
-    with bar, _single_threaded_children(), ProcessPoolExecutor(workers, context, _begin, (stop,)) as pool:
-        running: dict[Any, int] = {}
-        try:
-            for first in missing:
-                while len(running) > workers:  # one in reserve, so that no worker waits
-                    bar.update(_collect(running, wait(running, None, FIRST_COMPLETED).done))
-                xx, h = samples.take(first, parts.shard)
-                running[pool.submit(_solve_shard, parts.path(first), xx, h, geometry, orders)] = len(xx)
-            while running:
-                bar.update(_collect(running, wait(running, None, FIRST_COMPLETED).done))
-        except BrokenProcessPool:
-            raise MetascatterError(
-                "a worker process died, for lack of memory or in a script without if __name__ == '__main__'; "
-                "mend that and give the same command again to go on"
-            ) from None
-        except BaseException:
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    with tqdm(total=samples.count, initial=samples.count - todo, unit="sample", disable=None if progress else True, file=sys.stderr) as bar:
+        if solver is None:
+            solve_by_workers(parts, missing, samples.take, geometry, orders, workers, bar.update)
+        else:
+            _solve_here(parts, missing, samples.take, solver(geometry, orders), bar.update)
 
 
-def _collect(running: dict[Any, int], done: set[Any]) -> int:
-    """Samples in the futures that are done; what one raised is raised here."""
-    for future in done:
-        future.result()
-    return sum(running.pop(future) for future in done)
-
-
-@contextlib.contextmanager
-def _single_threaded_children() -> Iterator[None]:
-    """BLAS reads its thread count when NumPy is first imported, in a child before any code of ours runs: so by inheritance."""
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-_stopped: Any = None
-
-
-def _begin(stop: Any) -> None:
-    """Set a child up: Ctrl-C is the parent's business, and a parent that was killed takes its children with it."""
-    import multiprocessing
-    import signal
-    import threading
-
-    global _stopped
-    _stopped = stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-
-        def follow() -> None:
-            parent.join()
-            os._exit(1)
-
-        threading.Thread(target=follow, daemon=True).start()
-
-
-@functools.lru_cache(maxsize=1)
-def _solver(geometry: Geometry, orders: int) -> Solver:
-    return Solver(geometry, orders)
-
-
-def _solve_shard(path: Path, xx: np.ndarray, h: np.ndarray, geometry: Geometry, orders: int) -> None:
-    """In a child: solve one shard and put it in its place, unless asked to stop."""
-    maps = []
-    for pattern, height in zip(xx, h, strict=True):
-        if _stopped is not None and _stopped.is_set():
-            return
-        maps.append(_solver(geometry, orders).solve(pattern, float(height)))
-    write_npz(path, xx=xx, h=h, Rm=np.array([m[0] for m in maps], np.float32), Tm=np.array([m[1] for m in maps], np.float32))
+def _solve_here(parts: Parts, missing: list[int], take: Take, solve: Solve, on_done: Callable[[int], object]) -> None:
+    """Solve the shards that start with the samples ``missing`` in this process, several small ones at once."""
+    at_once = max(1, _SHARD // parts.shard)
+    for group in (missing[start : start + at_once] for start in range(0, len(missing), at_once)):
+        taken = [take(first, parts.shard) for first in group]
+        R, T = solve(np.concatenate([xx for xx, _ in taken]), np.concatenate([h for _, h in taken]))
+        done = 0
+        for first, (xx, h) in zip(group, taken, strict=True):
+            part = slice(done, done + len(h))
+            write_npz(parts.path(first), xx=xx, h=h, Rm=R[part].astype(np.float32), Tm=T[part].astype(np.float32))
+            done += len(h)
+        on_done(done)

@@ -19,7 +19,8 @@ from runtime.errors import DataError
 from runtime.geometry import Geometry
 from runtime.physics.rcwa import Solver
 from runtime.physics.shards import Parts
-from runtime.physics.simulate import _orders, _single_threaded_children, draw, simulate
+from runtime.physics.simulate import _orders, draw, simulate
+from runtime.physics.workers import _single_threaded_children
 from runtime.version import __version__
 
 # Tiny: what is tested is the bookkeeping. SLOW makes a solve long enough to be killed in.
