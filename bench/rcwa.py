@@ -1,11 +1,15 @@
-"""What one RCWA solve costs, beside the eigenproblem it avoids and meent, and how accurate each is.
+"""What one RCWA solve costs, beside the eigenproblem it avoids and meent, and how accurate each is; then the solver in PyTorch.
 
     OMP_NUM_THREADS=1 python bench/rcwa.py [--height-nm 300] [--repeats 5] [--seed 0] [--no-meent]
+    OMP_NUM_THREADS=1 python bench/rcwa.py --torch-only [--device cpu|cuda] [--batches 1 4 64]
 
 All rows solve one random 10 x 10 cell of the lab's geometry, in turn, in one process; times are the fastest of the repeats.
 Accuracy is the L1 distance of (R, T) to our solver at +-15 harmonics, square, complex128: it is the error of the
 truncation and factorisation; rounding is far below it. meent (NumPy, complex64) has no circular truncation: it takes
 +-9 x +-9 = 361 orders, and orders x and y of its series differently (see tests/runtime/physics/test_fourier.py).
+
+The second table, with --torch-only, is of the same cell repeated: seconds a cell of ``train/rcwa.py`` at several batch sizes, with and
+without the gradient, over the NumPy solver in complex128, and its L1 distance to that; on an NVIDIA GPU where PyTorch finds one.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +62,47 @@ def centred(array: np.ndarray, half: int) -> np.ndarray:
     return array[cut : array.shape[0] - cut, cut : array.shape[1] - cut]
 
 
+def torch_table(geometry: Any, pattern: np.ndarray, height_nm: float, repeats: int, device: str | None, batches: list[int]) -> None:
+    """Print the second table."""
+    import torch
+
+    from runtime.physics.rcwa import Solver
+    from runtime.target import Target
+    from train.rcwa import TorchSolver, gradient
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    solver = Solver(geometry)
+    R, T = solver.solve(pattern, height_nm)
+    target = Target.from_arrays(T, R, height_nm)  # any other scattering than the cell's own
+
+    def clock(call: Callable[[], Any], cells: int) -> tuple[float, Any]:
+        """Fastest seconds a cell, after one call to warm up, and the last answer."""
+        fastest = np.inf
+        for repeat in range(repeats + 1):
+            start = time.perf_counter()
+            answer = call()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            fastest = min(fastest, time.perf_counter() - start if repeat else np.inf)
+        return fastest / cells, answer
+
+    numpy_seconds, _ = clock(lambda: solver.solve(pattern, height_nm), 1)
+    print(f"\n{'PyTorch ' + torch.__version__ + ' on ' + where:48s} {'batch':>5s} {'s/cell':>8s} {'ratio':>7s} {'L1':>8s}")
+    print(f"{'NumPy solver, complex128':48s} {1:5d} {numpy_seconds:8.4f} {1:7.2f}")
+    for dtype in (torch.complex128, torch.complex64):
+        ours = TorchSolver(geometry, 11, device, dtype)
+        for batch in batches:
+            cells, heights = np.tile(pattern, (batch, 1, 1)), np.full(batch, height_nm)
+            seconds, maps = clock(partial(ours.solve, cells, heights), batch)
+            error = sum(float(np.abs(ours_map[0].cpu().numpy() - full).sum()) for ours_map, full in zip(maps, (R, T), strict=True))
+            name = str(dtype).removeprefix("torch.")
+            print(f"{'ours in PyTorch, ' + name:48s} {batch:5d} {seconds:8.4f} {seconds / numpy_seconds:7.2f} {error:8.1e}")
+            if dtype == torch.complex128:
+                seconds, _ = clock(partial(gradient, ours, cells, heights, target), batch)
+                print(f"{'  with the gradient by pixels and height':48s} {batch:5d} {seconds:8.4f} {seconds / numpy_seconds:7.2f}")
+
+
 def main() -> None:
     import scipy.linalg
 
@@ -69,11 +115,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-meent", action="store_true")
+    parser.add_argument("--torch-only", action="store_true")
+    parser.add_argument("--device", choices=["cpu", "cuda"])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4])
     options = parser.parse_args()
 
     lab = Geometry()
     nine = dataclasses.replace(lab, harmonics=9, truncation="square")
     pattern, height = np.random.default_rng(options.seed).integers(0, 2, (10, 10)), options.height_nm
+    if options.torch_only:
+        return torch_table(dataclasses.replace(lab, dtype="complex128"), pattern, height, options.repeats, options.device, options.batches)
     single, double, square = Solver(lab), Solver(dataclasses.replace(lab, dtype="complex128")), Solver(nine)
     laurent = Solver(dataclasses.replace(lab, rule="laurent"))
     # A tilt far below rounding makes the solver keep plane waves, whose layer matrix is the complex one of the textbooks.

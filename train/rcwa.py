@@ -189,11 +189,13 @@ class TorchSolver:
 
 
 def usable(device: str | torch.device) -> torch.device:
-    """``device``, if PyTorch computes on it here. Raises BackendError with what is in the way."""
+    """``device``, if it is a CPU or an NVIDIA GPU that answers. Raises BackendError with what is in the way."""
     try:
         found = torch.device(device)
     except RuntimeError:
-        raise BackendError(f"'{device}' is no device of PyTorch; name cpu or cuda") from None
+        found = torch.device("meta")
+    if found.type not in ("cpu", "cuda"):
+        raise BackendError(f"'{device}' is no device this solver runs on; name cpu or cuda")
     if found.type == "cuda" and not torch.cuda.is_available():
         built = torch.version.cuda is not None
         raise BackendError(
