@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from runtime.evaluate import wins
+from runtime.evaluate import compared, wins
 
 from . import parity
 
@@ -110,15 +110,18 @@ def _results(metrics: Mapping[str, Any] | None) -> list[str]:
         if part is not None:
             quartiles, under = f"{part['q25']:.3f} to {part['q75']:.3f}", part["under"]
             shares = f"{under['0.05']:.0%} | {under['0.10']:.0%}"
-            lines.append(f"| {name.replace('_', ' ')} | {part['median']:.3f} | {quartiles} | {shares} | {part['solves']} |")
+            lines.append(f"| {_named(name, metrics)} | {part['median']:.3f} | {quartiles} | {shares} | {part['solves']} |")
+    first = metrics["oracle"].get("targets", metrics["targets"])
+    if first < metrics["targets"]:
+        lines += ["", f"Best of 1, 8 and 64, and random patterns: on the first {first} targets alone."]
     beaten = [name for name, part in metrics["baselines"].items() if part is not None]
     shown = ["ranked", *beaten]
     lines += [
         "",
-        *(f"Ranked beats {name.replace('_', ' ')} on {wins(metrics, name)} of {metrics['targets']} targets.  " for name in beaten),
+        *(f"Ranked beats {_named(name, metrics)} on {wins(metrics, name)} of {compared(metrics, name)} targets.  " for name in beaten),
         "Medians by height:",
         "",
-        "| height, nm | targets | " + " | ".join(name.replace("_", " ") for name in shown) + " |",
+        "| height, nm | targets | " + " | ".join(_named(name, metrics) for name in shown) + " |",
         "| --- | --- |" + " --- |" * len(shown),
     ]
     for band in metrics["by_height_nm"]:
@@ -135,6 +138,11 @@ def _pace(metrics: Mapping[str, Any]) -> str:
         f"A step of {metrics['n']} candidates took {each:.0f} ms there ({used['scheduler']}, {used['steps']} steps, guidance scale "
         f"{used['guidance_scale']:g}, {used['precision']} on {used['device']}), with everything around the network."
     )
+
+
+def _named(name: str, metrics: Mapping[str, Any]) -> str:
+    """What a row of the results is called."""
+    return f"bundle `{metrics['baselines'][name]['name']}`" if name == "bundle" else name.replace("_", " ")
 
 
 def _parity(report: Mapping[str, Any]) -> list[str]:

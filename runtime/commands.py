@@ -220,8 +220,19 @@ def simulate(
 @click.option("--data", "data_path", required=True, type=click.Path(path_type=Path), help="Held-out data set.")
 @options.bundle
 @click.option("--limit", type=click.IntRange(1), help="Only the first so many targets.")
-@click.option("--oracle-limit", type=click.IntRange(1), help="Solve all candidates only for the first so many targets.")
+@click.option(
+    "--oracle-limit",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Solve all candidates, and random patterns, only for the first so many targets.",
+)
+@click.option(
+    "--noise-limit", type=click.IntRange(0), default=16, show_default=True, help="Add noise to the first so many targets; 0: to none."
+)
 @click.option("--train-data", type=click.Path(path_type=Path), help="Training data, for the nearest-sample baseline.")
+@options.baseline
+@click.option("--picture", type=click.Path(path_type=Path), metavar="FILE", help="Draw the result: .png, .svg or .pdf.")
 @click.option(
     "--convention", type=click.Choice(["lab", "metascatter"]), default="lab", show_default=True, help="Index convention of .mat data."
 )
@@ -235,8 +246,11 @@ def evaluate(
     data_path: Path,
     bundle: Path | None,
     limit: int | None,
-    oracle_limit: int | None,
+    oracle_limit: int,
+    noise_limit: int,
     train_data: Path | None,
+    other: dict[str, Any],
+    picture: Path | None,
     convention: str,
     n: int,
     settings: dict[str, Any],
@@ -250,14 +264,24 @@ def evaluate(
     \b
     metascatter evaluate --data test.npz --limit 64
     metascatter evaluate --data test.npz --limit 64 --train-data train.npz --json > evaluation.json
+    metascatter evaluate --data test.npz --baseline bundles/other --picture evaluation.png
     """
-    from . import data
+    from contextlib import nullcontext
+
+    from . import data, evaluate_picture
     from . import evaluate as scores
     from .sampler import load
 
+    rival = other.pop("baseline")
+    idle = next((name for name, value in other.items() if value is not None), None)
+    if rival is None and idle is not None:
+        raise click.UsageError(f"--{idle.replace('_', '-')} says how a baseline is sampled; name its bundle with --baseline")
+    if picture is not None:
+        evaluate_picture.check(picture)
+        check_writable(picture.absolute().parent)
     held_out = data.load(data_path, convention)
     training = data.load(train_data, convention) if train_data is not None else None
-    with load(bundle, **engine) as sampler:
+    with load(bundle, **engine) as sampler, load(rival, **engine) if rival is not None else nullcontext() as baseline:
         result = scores.evaluate(
             held_out,
             sampler,
@@ -267,9 +291,17 @@ def evaluate(
             seed=seed,
             train_data=training,
             workers=workers,
+            baseline=baseline,
+            baseline_settings={"steps": other["baseline_steps"], "scheduler": other["baseline_scheduler"]},
+            baseline_limit=other["baseline_limit"],
+            noise_limit=noise_limit,
             **settings,
         )
     click.echo(json.dumps(result, indent=2) if as_json else scores.table(result))
+    # After the result is out: half an hour of solving is not lost to a picture.
+    if picture is not None:
+        scores.picture(result, picture)
+        status(f"{picture} is drawn")
 
 
 @group.command()

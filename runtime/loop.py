@@ -45,6 +45,7 @@ def denoise(
     seed: int,
     candidates: range,
     step_done: Callable[[int, np.ndarray], None],
+    clean: np.ndarray | None = None,
 ) -> np.ndarray:
     """The samples (len(candidates), *shape) float32 of some candidates of a run.
 
@@ -56,6 +57,8 @@ def denoise(
             depends on nobody who shares the batch.
         step_done: called with (k, estimate of the clean samples) after step k, and with -1 before the first. What it raises stops the
             loop and reaches the caller.
+        clean: a finished sample, of ``shape``, that every candidate begins from, under the noise of the plan's first timestep; None begins
+            with noise alone.
 
     Raises:
         BackendError: the engine failed, or returned numbers that are not finite.
@@ -71,7 +74,7 @@ def denoise(
 
     low, high = guidance.interval
     guided = (low <= plan.sigmas) & (plan.sigmas <= high) if unconditional is not None else np.zeros(plan.num_steps, bool)
-    sample = plan.start(draw().copy())
+    sample = plan.start(draw().copy()) if clean is None else plan.noised(clean, draw())
     history = plan.new_history(sample.shape)
     with contextlib.ExitStack() as stack:
         if not guided.all():

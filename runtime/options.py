@@ -76,3 +76,11 @@ sampling = _gathered(
     ),
     click.option("--batch-size", type=click.IntRange(1), help="Candidates of one network call; default: by engine and memory."),
 )
+
+baseline = _gathered(
+    "other",
+    click.option("--baseline", type=click.Path(path_type=Path), help="Another bundle, ranked on the same targets with the same seeds."),
+    click.option("--baseline-steps", type=click.IntRange(1), help="Denoising steps of the baseline; default: its own."),
+    click.option("--baseline-scheduler", type=click.Choice(list(SCHEDULERS)), help="Scheduler of the baseline; default: its own."),
+    click.option("--baseline-limit", type=click.IntRange(1), help="The baseline on the first so many targets only."),
+)

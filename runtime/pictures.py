@@ -120,7 +120,7 @@ def draw(designs: Sequence[Design], target: Target) -> Any:
             continue
         bar = figure.colorbar(image, cax=axes(bar_left, bottom, _BAR), ticks=_bar_ticks(top), format="%g")
         bar.set_label("efficiency", size=7.5, color=INK, family=FONT)
-        _style(bar.ax)
+        style(bar.ax)
     return figure
 
 
@@ -210,7 +210,7 @@ def _draw_pattern(axes: Any, design: Design) -> None:
     axes.set_xlabel("x (µm)", size=7.5, color=INK, family=FONT, labelpad=1.5)
     axes.set_ylabel("y (µm)", size=7.5, color=INK, family=FONT, labelpad=1.5)
     axes.set_title("pattern, 3 × 3 cells", size=7.5, color=INK, family=FONT, loc="left", pad=4)
-    _style(axes)
+    style(axes)
     for labels in (axes.xaxis, axes.yaxis):
         labels.set_major_formatter("{x:.3g}")
 
@@ -267,7 +267,7 @@ def _draw_map(axes: Any, panel: Panel, norm: Any, labelled: bool) -> Any:
     axes.set_xlabel("order m", size=7.5, color=INK, family=FONT, labelpad=1.5)
     if labelled:
         axes.set_ylabel("order n", size=7.5, color=INK, family=FONT, labelpad=1.5)
-    _style(axes)
+    style(axes)
     axes.tick_params(labelleft=labelled)
     return image
 
@@ -302,7 +302,7 @@ def _arrangement(geometry: Geometry) -> str:
     )
 
 
-def _style(axes: Any) -> None:
+def style(axes: Any) -> None:
     """Thin lines and small type, the same everywhere and whatever the reader's matplotlibrc says."""
     axes.tick_params(labelsize=7, length=2.5, width=0.6, color=FAINT, labelcolor=INK, pad=2, labelfontfamily=FONT)
     for spine in axes.spines.values():

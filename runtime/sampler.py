@@ -231,6 +231,7 @@ class Sampler:
         batch_size: int | None = None,
         stop: Stop | None = None,
         on_step: OnStep | None = None,
+        start: tuple[np.ndarray, float] | None = None,
     ) -> Iterator[np.ndarray]:
         """n samples for one condition, batch by batch: any n in the memory of one batch.
 
@@ -244,13 +245,15 @@ class Sampler:
             stop: asked before every step; True ends the work.
             on_step: called with (step, total, estimate) after every step: ``estimate`` (batch, *sample_shape) is the network's view of
                 the finished samples of the batch at work, a pillar where it is above 0. What it raises reaches the caller.
+            start: (sample, level) to begin from a finished sample, (*sample_shape), under noise, at the first step whose timestep is at
+                most ``level`` of the training timesteps, 0 to 1. None begins with noise alone.
 
         Yields:
             (up to the batch size, *sample_shape) float32.
 
         Raises:
             TargetError: n, seed, batch size or guidance out of range.
-            BundleError: unknown scheduler, or steps it cannot take.
+            BundleError: unknown scheduler, steps it cannot take, or none at or below the level to start at.
             Cancelled: ``stop`` said so.
         """
         if n < 1:
@@ -262,6 +265,9 @@ class Sampler:
             self.guidance(guidance_scale, guidance_interval),
             self.batch_size(batch_size),
         )
+        clean, level = start or (None, 1.0)
+        if clean is not None:
+            table = table.since(level * self.scheduler_config.get("num_train_timesteps", 1000))
         arrays = self.encode(condition)
         free = self.encode(self.bundle.condition.unconditional(condition)) if guidance.scale != 1 else None
         total = table.num_steps * -(-n // size)
@@ -275,7 +281,7 @@ class Sampler:
                     on_step(done + k + 1, total, estimate)
 
             shape = tuple(self.bundle.manifest["sample_shape"])
-            yield denoise(self.networks["denoiser"], table, shape, arrays, free, guidance, seed, candidates, step_done)
+            yield denoise(self.networks["denoiser"], table, shape, arrays, free, guidance, seed, candidates, step_done, clean)
 
     def patterns(self, samples: np.ndarray) -> np.ndarray:
         """Binary patterns (n, N, N) uint8 of samples (n, *sample_shape): a pillar where the sample is above 0."""
@@ -286,6 +292,17 @@ class Sampler:
     def propose(self, target: Target, n: int = 64, **settings: Any) -> np.ndarray:
         """n candidate patterns (n, N, N) uint8 for a target, in candidate order; settings as for :meth:`stream`."""
         return np.concatenate([self.patterns(part) for part in self.stream(self.condition(target), n, **settings)])
+
+    def reconstruct(self, target: Target, pattern: np.ndarray, level: float, n: int = 1, **settings: Any) -> np.ndarray:
+        """n patterns (n, N, N) uint8 that come out where sampling begins from ``pattern`` (N, N) of 0 and 1 under noise.
+
+        This tests the network, not its designs: the answer is in the start. ``level`` and the settings are those of :meth:`stream`.
+        """
+        size = self.bundle.manifest["pattern_size"]
+        row, column = self.bundle.manifest["window"]
+        sample = np.zeros(tuple(self.bundle.manifest["sample_shape"]), np.float32)
+        sample[0, row : row + size, column : column + size] = 2.0 * pattern - 1.0
+        return self.patterns(self.sample(self.condition(target), n, start=(sample, level), **settings))
 
     def design(
         self,

@@ -63,11 +63,29 @@ def lab_scores(pattern: np.ndarray, reference: np.ndarray) -> dict[str, dict[str
             raise DataError(f"the {name} hold values other than 0 and 1; a pattern is binary")
     size = pattern.shape[-1]
     made, wanted = (values.reshape(-1, size, size).astype(np.float64) for values in (pattern, reference))
-    # Pillar pixels in common under all n*n shifts at once: the cyclic cross-correlation, whole numbers. The other scores
-    # follow from it, and the shift with the most in common has the fewest unequal pixels.
-    common = np.rint(np.fft.ifft2(np.fft.fft2(wanted) * np.fft.fft2(made).conj()).real)
+    # The other scores follow from the pixels in common, and the shift with the most in common has the fewest unequal pixels.
+    common = _common(made, wanted)
     pillars, expected = made.sum(axis=(1, 2)), wanted.sum(axis=(1, 2))
     return {"plain": _counted(common[:, 0, 0], pillars, expected), "modulo_shift": _counted(common.max(axis=(1, 2)), pillars, expected)}
+
+
+def pixels_apart(patterns: np.ndarray, limit: int = 64) -> float:
+    """Mean number of unequal pixels between two patterns, after the best cyclic shift of each pair.
+
+    Args:
+        patterns: (N, n, n) of 0 and 1, N at least 2.
+        limit: only the first so many are compared, each with each.
+    """
+    values = np.asarray(patterns[:limit], np.float64)
+    first, second = np.triu_indices(len(values), 1)
+    common = _common(values[first], values[second]).max(axis=(1, 2))
+    pillars = values.sum(axis=(1, 2))
+    return float((pillars[first] + pillars[second] - 2 * common).mean())
+
+
+def _common(made: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Pillar pixels in common, (N, n, n) whole float64, of ``made`` (N, n, n) moved by each of the n*n cyclic shifts and ``wanted``."""
+    return np.rint(np.fft.ifft2(np.fft.fft2(wanted) * np.fft.fft2(made).conj()).real)
 
 
 def _counted(common: np.ndarray, pillars: np.ndarray, expected: np.ndarray) -> dict[str, float]:

