@@ -100,8 +100,8 @@ def _surrogate(result: Mapping[str, Any]) -> Iterator[str]:
         spearman = calibration["spearman"]
         if spearman is not None:
             yield (
-                f"Rank correlation (Spearman) with RCWA over a target's candidates: median {spearman['median']:.2f}, "
-                f" {spearman['q25']:.2f} to {spearman['q75']:.2f}."
+                f"Rank correlation (Spearman) with RCWA over a target's candidates: median {spearman['median']:.2f} "
+                f"({spearman['q25']:.2f} to {spearman['q75']:.2f})."
             )
         yield (
             f"Ranking loses {calibration['loss']:.4f} in the median and {calibration['largest_loss']:.4f} at most against solving all "

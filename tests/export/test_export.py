@@ -173,10 +173,10 @@ def test_evaluation_stands_in_manifest_and_card(small_run: Path, tmp_path: Path,
         "n": 64,
         "seed": 0,
         "ranked": part,
-        "oracle": {"best_of_1": part, "best_of_64": None},
-        "baselines": {"random_best_of_64": part, "nearest_training": None},
-        "by_height_nm": [{"lo": 100.0, "hi": 400.0, "count": 8, "ranked": 0.123, "random_best_of_64": None}],
-        "per_target": {"ranked": [0.1, 0.2, 0.3], "random_best_of_64": [0.2, 0.2, 0.4]},
+        "oracle": {"targets": 3, "best_of_1": part, "best_of_64": None},
+        "baselines": {"random_best_of_64": part, "nearest_training": None, "bundle": {**part, "name": "lab2023"}},
+        "by_height_nm": [{"lo": 100.0, "hi": 400.0, "count": 8, "ranked": 0.123, "random_best_of_64": None, "bundle": 0.2}],
+        "per_target": {"ranked": [0.1, 0.2, 0.3, 0.4], "random_best_of_64": [0.2, 0.2, 0.4], "bundle": [0.3, 0.3, 0.3, 0.3]},
         "sampler": {"scheduler": "ddim", "steps": 5, "guidance_scale": 2.0, "precision": "fp32", "device": "cpu"},
         "seconds": {"sampling": 0.8},
     }
@@ -187,9 +187,11 @@ def test_evaluation_stands_in_manifest_and_card(small_run: Path, tmp_path: Path,
     card = (bundle / "README.md").read_text()
     assert "8 held-out targets, 64 candidates each" in card
     assert "Ranked beats random best of 64 on 2 of 3 targets." in card
-    assert "| 100 to 400 | 8 | 0.123 | - |" in card
     assert "A step of 64 candidates took 20 ms there (ddim, 5 steps, guidance scale 2, fp32 on cpu)" in card
     assert "GFLOP a row: encoder 0.000, denoiser 0.0" in card
+    assert "Ranked beats bundle `lab2023` on 2 of 4 targets." in card
+    assert "random patterns: on the first 3 targets alone" in card
+    assert "| 100 to 400 | 8 | 0.123 | - | 0.200 |" in card
     assert "| best of 1 | 0.123 | 0.100 to 0.200 | 25% | 50% | 64 |" in card
     for content, words in (("{", "cannot be read"), ("[]", "lacks the field 'targets'"), ('{"targets": 3}', "lacks the field 'n'")):
         path.write_text(content)

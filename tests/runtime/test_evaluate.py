@@ -15,7 +15,7 @@ from runtime import evaluate_measures as measures
 from runtime.baselines import nearest_training, random_scores
 from runtime.data import DataSet
 from runtime.errors import Cancelled, DataError, MetascatterError
-from runtime.evaluate import evaluate, table
+from runtime.evaluate import compared, evaluate, table, wins
 from runtime.files import cache_directory
 from runtime.geometry import Geometry
 from runtime.physics.verify import solve_many
@@ -131,14 +131,20 @@ def test_the_table_is_for_people(result):
 
 def test_without_extras(data, cache):
     """Few candidates, no training data, the oracle on one target alone, another number of pixels than the data's."""
-    result = evaluate(data, Knowing(data, None, size=5), limit=3, oracle_limit=1, n=9, progress=False, cache_dir=cache)
+    result = evaluate(data, Knowing(data, None, size=5), limit=3, oracle_limit=1, n=9, noise_limit=0, progress=False, cache_dir=cache)
     assert result["targets"] == 3
     assert result["oracle"]["targets"] == 1
     assert result["oracle"]["best_of_8"]["solves"] == 8
     assert result["oracle"]["best_of_64"] is None
     assert result["baselines"]["nearest_training"] is None
     assert result["lab_scores"] is None
-    assert len(result["per_target"]["best_of_8"]) == 1
+    assert len(result["per_target"]["best_of_8"]) == len(result["per_target"]["random_best_of_64"]) == 1
+    assert result["baselines"]["random_best_of_64"]["targets"] == compared(result, "random_best_of_64") == 1
+    assert wins(result, "random_best_of_64") <= 1
+    assert "ranked, the first" in table(result)
+    assert result["noise_robustness"] is None
+    assert (result["surrogate"], result["calibration"], result["seed_protocol"]) == (None, None, None)
+    assert "bundle" not in result["baselines"]
     assert sum(band["best_of_8"] is not None for band in result["by_height_nm"]) == 1
     assert result["by_height_nm"][4]["count"] == 0
     assert result["by_height_nm"][4]["ranked"] is None
@@ -163,9 +169,10 @@ def test_settings_reach_the_sampler(data, cache):
         evaluate(data, sampler, n=2, progress=False, cache_dir=cache, cancel=event)
 
 
-@pytest.mark.parametrize("wrong", [{"limit": 0}, {"oracle_limit": 0}, {"n": 0}])
-def test_numbers_below_one_are_refused(data, wrong):
-    with pytest.raises(DataError, match=f"{next(iter(wrong))} is 0"):
+@pytest.mark.parametrize("wrong", [{"limit": 0}, {"oracle_limit": 0}, {"n": 0}, {"baseline_limit": 0}, {"noise_limit": -1}])
+def test_numbers_out_of_range_are_refused(data, wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(DataError, match=f"{name} is {value}; it must be {value + 1} or more"):
         evaluate(data, Knowing(data, 0), progress=False, **wrong)
 
 
