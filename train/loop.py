@@ -6,15 +6,9 @@ killed and resumed ends byte-identical to one that was not.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-import os
-import platform
-import time
 from collections.abc import Callable, Mapping, Sized
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,96 +17,18 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm.auto import tqdm
 
-from runtime.condition import Condition
-from runtime.data import DataSet, load
-from runtime.errors import DataError
-from runtime.files import write_json, write_npz
-from runtime.version import __version__
+from runtime.data import load
+from runtime.files import write_json
 
 from . import checkpoint, networks
-from .batches import Batches, split
+from .batches import Batches
+from .log import Log
 from .networks.surrogate import Surrogate
 from .objective import Denoising, Scattering, objective
-from .pictures import loss_curve
-from .recipes import Recipe, from_dict
+from .recipes import Recipe
+from .run import Run, fitted, open_run
 
-CALIBRATION = (256, 32)  # training and test samples left in RUN/calibration.npz for export
-
-
-@dataclasses.dataclass
-class Run:
-    """Everything of a run folder that does not change while it trains."""
-
-    path: Path
-    recipe: Recipe
-    condition: Condition
-    data: DataSet
-    training: np.ndarray
-    validation: np.ndarray
-
-
-def fitted(recipe: Recipe, data: DataSet) -> Recipe:
-    """The recipe with its network made for the data's patterns (n x n) and order maps (2M+1 x 2M+1).
-
-    Raises:
-        DataError: the recipe states another size, or its canvas is too small.
-    """
-    n, side = data.xx.shape[-1], data.Rm.shape[-1]
-    if recipe.layout == "planes":
-        if max(n, side) > recipe.canvas:
-            raise DataError(
-                f"patterns of {n} x {n} with order maps of {side} x {side} do not fit the canvas of {recipe.canvas}; raise 'canvas'"
-            )
-        return recipe
-    for name, value in (("size", n), ("orders", side // 2)):
-        stated = recipe.network_arguments.get(name, value)
-        if stated != value:
-            raise DataError(f"the recipe's network has {name} {stated} and the data have {value}; leave '{name}' out of network_arguments")
-    return dataclasses.replace(recipe, network_arguments={**recipe.network_arguments, "size": n, "orders": side // 2})
-
-
-def open_run(path: Path, recipe: Recipe, source: Path, data: DataSet, resume: bool, init: Path | None = None) -> Run:
-    """Prepare a new run folder, or take up an old one whose recipe and data must be the same. ``init`` is the run it starts from.
-
-    Raises:
-        DataError: the folder already holds a run and ``resume`` was not asked for, or its recipe differs.
-    """
-    training, validation = split(data, recipe.validation_fraction)
-    part = data.take(training)
-    condition = Condition.measure(recipe.layout, part.Rm, part.Tm, part.h, recipe.canvas)
-    start = None if init is None else {"run": init.resolve().name, "steps": checkpoint.step_of(checkpoint.latest(init))}
-    if (path / "recipe.json").exists():
-        if not resume:
-            raise DataError(f"{path} already holds a run; add --resume to go on with it, or name another folder with --out")
-        old = from_dict(json.loads((path / "recipe.json").read_text(encoding="utf-8")), str(path / "recipe.json"))
-        # A longer or shorter run of the same recipe is a legitimate wish; anything else would mix two experiments.
-        changed = [f.name for f in dataclasses.fields(Recipe) if getattr(old, f.name) != getattr(recipe, f.name) and f.name != "epochs"]
-        if changed:
-            raise DataError(f"{path} was trained with another '{changed[0]}' ({getattr(old, changed[0])!r}); name a new folder with --out")
-        facts = json.loads((path / "data.json").read_text(encoding="utf-8"))
-        if facts["training_samples"] != len(training) or facts["validation_samples"] != len(validation):
-            raise DataError(
-                f"{path} was trained on {facts['training_samples']} samples and the data now gives {len(training)}; "
-                "name a new folder with --out"
-            )
-        start = facts.get("init")
-    write_json(path / "condition.json", condition.to_dict())
-    write_json(
-        path / "data.json",
-        {
-            "data": source.name,
-            "training_samples": len(training),
-            "validation_samples": len(validation),
-            "pattern_size": int(data.xx.shape[-1]),
-            "init": start,
-            "geometry": data.geometry.to_dict(),
-        },
-    )
-    pick = np.concatenate([training[: CALIBRATION[0]], validation[: CALIBRATION[1]]])
-    write_npz(path / "calibration.npz", **data.take(pick).arrays(), test=np.isin(pick, validation))
-    write_json(path / "machine.json", machine())
-    write_json(path / "recipe.json", recipe.to_dict())
-    return Run(path, recipe, condition, data, training, validation)
+__all__ = ["fitted", "learning_rate", "open_run", "train"]
 
 
 def train(
@@ -164,7 +80,7 @@ def train(
     ema.to(accelerator.device)
     total = recipe.epochs * batches.per_epoch
     last = total if stop_after is None else min(total, step + stop_after)
-    log = _Log(out, step, accelerator.is_main_process)
+    log = Log(out, step, accelerator.is_main_process)
     held = batches_of(run, accelerator)
 
     def save() -> None:
@@ -198,17 +114,6 @@ def train(
                 save()
     log.close()
     return checkpoint.latest(out)
-
-
-def machine() -> dict[str, Any]:
-    """What the run trains on, for the model card."""
-    if torch.cuda.is_available():
-        return {"device": torch.cuda.get_device_name(0), "threads": torch.get_num_threads()}
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    )
-    return {"device": names[0] if names else platform.processor() or "an unknown processor", "threads": torch.get_num_threads()}
 
 
 def learning_rate(recipe: Recipe, step: int, total: int) -> float:
@@ -271,53 +176,3 @@ def _validate(
     ema.restore(network.parameters())
     network.train()
     return total / count
-
-
-class _Log:
-    """``metrics.jsonl``, its picture, and TensorBoard's event files; rows after the step we resume from are dropped."""
-
-    def __init__(self, out: Path, step: int, main: bool) -> None:
-        self.out, self.main = out, main
-        self.path = out / "metrics.jsonl"
-        self.sum, self.count, self.started = 0.0, 0, time.time()
-        self.board: Any = None
-        if main:
-            rows = [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")] if self.path.exists() else []
-            rows = [row for row in rows if row["step"] <= step]
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            os.replace(temporary, self.path)
-            self.before = rows[-1]["seconds"] if rows else 0.0
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step)
-
-    def add(self, loss: float) -> float:
-        """Take in one step's loss and return the mean since the last row."""
-        self.sum, self.count = self.sum + loss, self.count + 1
-        return self.sum / self.count
-
-    def write(self, step: int, epoch: float, loss: float, validation: float, lr: float) -> None:
-        self.sum, self.count = 0.0, 0
-        if not self.main:
-            return
-        if not math.isfinite(loss):
-            raise DataError(f"the loss is {loss} at step {step}; lower --lr, or look for damaged samples")
-        row = {
-            "step": step,
-            "epoch": epoch,
-            "loss": loss,
-            "validation_loss": validation,
-            "lr": lr,
-            "seconds": round(self.before + time.time() - self.started, 1),
-            "version": __version__,
-        }
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        for name in ("loss", "validation_loss", "lr"):
-            self.board.add_scalar(name, row[name], step)
-        loss_curve(self.path, self.out / "loss.png")
-
-    def close(self) -> None:
-        if self.board is not None:
-            self.board.close()
