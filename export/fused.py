@@ -148,7 +148,9 @@ def _planes(g: Graph, condition: Condition) -> dict[str, str]:
         g.op("Unsqueeze", g.op("Div", g.op("Sub", name, g.constant(mean)), g.constant(std)), g.ints(1))
         for name, mean, std in (("Rm", mean_R, std_R), ("Tm", mean_T, std_T))
     ]
+    lowest, highest = condition.height_plane
     height = g.op("Unsqueeze", _height(g, condition), g.ints(1, 2, 3))
+    height = g.op("Add", g.op("Mul", height, g.constant((highest - lowest) / 2)), g.constant((lowest + highest) / 2))
     plane = g.op("Add", g.op("Mul", maps[0], g.constant(0.0)), height)
     before = (condition.canvas - side) // 2
     after = condition.canvas - side - before

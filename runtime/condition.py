@@ -5,7 +5,8 @@ Two layouts exist, named in a recipe and in the bundle's manifest:
 - ``orders``: ``light`` (B, 4, 2M+1, 2M+1) holds, for R and T, the amplitude sqrt(efficiency / mean efficiency of that order)
   and the mask of orders asked for; ``height`` (B, 1) runs from -1 to 1 over the training range. Partial targets are masked.
 - ``planes``: the seed's layout, ``planes`` (B, 3, S, S): R and T standardised and laid in the middle of the canvas, and a
-  constant plane of height. It has no place for a mask and refuses partial targets.
+  constant plane of height. It has no place for a mask and refuses partial targets. The height runs over a range of its own, from
+  -1 to 1, or (``shared_range``) over that of the standardised R and T of the training part.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from .errors import BundleError, TargetError
+from .errors import BundleError, DataError, TargetError
 
 LAYOUTS = ("orders", "planes")
+CONDITIONINGS = ("concatenated", "class", "shared_range")  # of the layout planes
+OWN_RANGE = (-1.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,6 +35,7 @@ class Condition:
         mean_R, mean_T: (2M+1, 2M+1) float32 mean efficiency per order, 0 where no training sample has power.
         scale: for ``planes`` the means and standard deviations (mean R, std R, mean T, std T) over all orders.
         canvas: side of the canvas of ``planes``; 0 for ``orders``.
+        height_plane: for ``planes`` what the plane of height holds at the lowest and at the highest training height.
     """
 
     layout: str
@@ -40,6 +44,7 @@ class Condition:
     mean_T: np.ndarray
     scale: tuple[float, float, float, float]
     canvas: int
+    height_plane: tuple[float, float] = OWN_RANGE
 
     @property
     def orders(self) -> int:
@@ -47,15 +52,30 @@ class Condition:
         return self.mean_R.shape[0] // 2
 
     @classmethod
-    def measure(cls, layout: str, R: np.ndarray, T: np.ndarray, height_nm: np.ndarray, canvas: int = 0) -> Condition:
-        """The constants of a training part: R, T (N, 2M+1, 2M+1), height_nm (N,)."""
+    def measure(
+        cls, layout: str, R: np.ndarray, T: np.ndarray, height_nm: np.ndarray, canvas: int = 0, conditioning: str = "concatenated"
+    ) -> Condition:
+        """The constants of a training part: R, T (N, 2M+1, 2M+1), height_nm (N,).
+
+        ``conditioning`` ``shared_range``, for ``planes``, lets the plane of height run from the smallest to the largest value that the
+        standardised R and T have in the training part.
+
+        Raises:
+            DataError: no such conditioning.
+        """
+        if conditioning not in CONDITIONINGS:
+            raise DataError(f"there is no conditioning {conditioning!r}; choose {', '.join(CONDITIONINGS)}")
         means = []
         for maps in (R, T):
             mean = maps.mean(axis=0, dtype=np.float64)
             # Mirrored samples are training data too, so the constants share the mirrors' symmetry.
             means.append(((mean + mean[::-1] + mean[:, ::-1] + mean[::-1, ::-1]) / 4).astype(np.float32))
         scale = tuple(float(f(maps, dtype=np.float64)) for maps in (R, T) for f in (np.mean, np.std))
-        return cls(layout, (float(height_nm.min()), float(height_nm.max())), means[0], means[1], scale, canvas)  # type: ignore[arg-type]
+        plane = OWN_RANGE
+        if layout == "planes" and conditioning == "shared_range":
+            planes = [(maps - mean) / std for maps, mean, std in ((R, *scale[:2]), (T, *scale[2:]))]
+            plane = (float(min(maps.min() for maps in planes)), float(max(maps.max() for maps in planes)))
+        return cls(layout, (float(height_nm.min()), float(height_nm.max())), means[0], means[1], scale, canvas, plane)  # type: ignore[arg-type]
 
     def arrays(
         self, R: np.ndarray, T: np.ndarray, height_nm: np.ndarray, mask_R: np.ndarray | None = None, mask_T: np.ndarray | None = None
@@ -101,7 +121,8 @@ class Condition:
         planes = np.zeros((len(height), 3, self.canvas, self.canvas), np.float32)
         planes[:, 0, window, window] = (R - mean_R) / std_R
         planes[:, 1, window, window] = (T - mean_T) / std_T
-        planes[:, 2, window, window] = height[:, None, None]
+        lowest, highest = self.height_plane
+        planes[:, 2, window, window] = ((lowest + highest) / 2 + (highest - lowest) / 2 * height)[:, None, None]
         return planes
 
     def to_dict(self) -> dict[str, Any]:
@@ -113,6 +134,7 @@ class Condition:
             "mean_T": self.mean_T.tolist(),
             "height_range_nm": list(self.height_range_nm),
             "scale": list(self.scale),
+            "height_plane": list(self.height_plane),
         }
 
     @classmethod
@@ -126,14 +148,15 @@ class Condition:
             mean_R, mean_T = (np.array(fields[name], np.float32) for name in ("mean_R", "mean_T"))
             low, high = (float(value) for value in fields["height_range_nm"])
             a, b, c, d = (float(value) for value in fields["scale"])
-            condition = cls(str(fields["layout"]), (low, high), mean_R, mean_T, (a, b, c, d), int(fields["canvas"]))
+            lowest, highest = (float(value) for value in fields.get("height_plane", OWN_RANGE))
+            condition = cls(str(fields["layout"]), (low, high), mean_R, mean_T, (a, b, c, d), int(fields["canvas"]), (lowest, highest))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BundleError(f"the condition constants are incomplete or malformed ({error!r}); export the bundle again") from None
         if condition.layout not in LAYOUTS:
             raise BundleError(f"the condition layout is {reprlib.repr(condition.layout)}; this version knows {' and '.join(LAYOUTS)}")
         if mean_R.ndim != 2 or mean_R.shape != mean_T.shape or mean_R.shape[0] != mean_R.shape[1] or mean_R.shape[0] % 2 == 0:
             raise BundleError(f"the condition means have shapes {mean_R.shape} and {mean_T.shape}; expected two equal odd squares")
-        numbers = np.concatenate([mean_R.ravel(), mean_T.ravel(), condition.height_range_nm, condition.scale])
+        numbers = np.concatenate([mean_R.ravel(), mean_T.ravel(), condition.height_range_nm, condition.scale, condition.height_plane])
         if not np.isfinite(numbers).all() or (numbers[: 2 * mean_R.size] < 0).any() or not 0 < low <= high:
             raise BundleError(
                 "the condition constants hold values that are not finite, negative means or an empty height range; export the bundle again"

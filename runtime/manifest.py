@@ -116,6 +116,7 @@ FIELDS: dict[str, Rule] = {
     "condition/mean_T": _MAP,
     "condition/scale": _numbers(4, -1e3, 1e3),
     "condition/canvas": _whole(0, LARGEST_SIDE),
+    "condition/height_plane": _numbers(2, -1e6, 1e6)._replace(optional=True),
     "pattern_size": _whole(1, LARGEST_SIDE),
     "sample_shape": Rule(
         f"channels, rows and columns, each from 1 to {LARGEST_SIDE} and {LARGEST_SAMPLE} numbers in all at most", _is_sample_shape

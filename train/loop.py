@@ -7,7 +7,7 @@ killed and resumed ends byte-identical to one that was not.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Mapping, Sized
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from runtime.data import load
 from runtime.files import write_json
 
-from . import checkpoint, networks
+from . import checkpoint, networks, optimizers
 from .batches import Batches
 from .log import Log
 from .networks.surrogate import Surrogate
@@ -71,7 +71,7 @@ def train(
         write_json(out / "scheduler_config.json", {**config, "_use_default_values": sorted(config.get("_use_default_values", []))})
     if init is not None:
         network.load_state_dict(checkpoint.load_weights(checkpoint.latest(init)))
-    optimizer = _optimizer(recipe, network)
+    optimizer = optimizers.build(recipe, network)
     step = 0
     ema = EMAModel(network.parameters(), decay=recipe.ema_decay, use_ema_warmup=True, power=0.75)
     if resume and checkpoint.found(out):
@@ -127,11 +127,6 @@ def learning_rate(recipe: Recipe, step: int, total: int) -> float:
 def batches_of(run: Run, accelerator: Accelerator) -> dict[str, torch.Tensor]:
     """The fixed validation batch on the accelerator's device."""
     return _to_device(Batches(run.data.take(run.validation), run.condition, run.recipe).validation(), accelerator)
-
-
-def _optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
-    kind: Callable[..., torch.optim.Optimizer] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
-    return kind(network.parameters(), lr=recipe.lr)
 
 
 def _restore(path: Path, network: nn.Module, ema: EMAModel, optimizer: torch.optim.Optimizer) -> int:

@@ -129,7 +129,7 @@ RECIPES = {
 _CHOICES = {
     "objective": ("denoising", "scattering"),
     "loss": ("mse", "l1", "huber"),
-    "optimizer": ("adam", "adamw"),
+    "optimizer": ("adam", "adamw", "muon"),
     "lr_schedule": ("constant", "cosine"),
     "precision": ("fp32", "bf16", "fp16"),
     "layout": ("orders", "planes"),

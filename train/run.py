@@ -63,7 +63,8 @@ def open_run(path: Path, recipe: Recipe, source: Path, data: DataSet, resume: bo
     """
     training, validation = split(data, recipe.validation_fraction)
     part = data.take(training)
-    condition = Condition.measure(recipe.layout, part.Rm, part.Tm, part.h, recipe.canvas)
+    conditioning = recipe.network_arguments.get("conditioning", "concatenated")
+    condition = Condition.measure(recipe.layout, part.Rm, part.Tm, part.h, recipe.canvas, conditioning)
     start = None if init is None else {"run": init.resolve().name, "steps": checkpoint.step_of(checkpoint.latest(init))}
     if (path / "recipe.json").exists():
         if not resume:

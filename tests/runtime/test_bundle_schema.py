@@ -31,6 +31,7 @@ WRONG: dict[str, list[Any]] = {
     "condition/mean_T": NO_MAP,
     "condition/scale": [None, [1, 1, 1], [1, 1, 1, "1"], [1, 1, 1, 1e9], {"a": 1}],
     "condition/canvas": [*NO_WHOLE, 1025],
+    "condition/height_plane": [None, 3, [1], [1, 2, 3], ["1", "2"], [True, 2], [0, 1e9]],
     "pattern_size": [*NO_WHOLE, 0, 1025],
     "sample_shape": [
         None,
@@ -74,7 +75,7 @@ WRONG: dict[str, list[Any]] = {
     "files/golden.npz/sha256": [None, 3, "", "0" * 63, "0" * 65, "G" * 64, "A" * 64, "0" * 64 + "\n", ["0" * 64]],
     "files/golden.npz/bytes": [*NO_WHOLE, LARGEST_FILE + 1],
 }
-OPTIONAL = {"max_batch", "sampling/eta", "sampling/guidance_interval"}
+OPTIONAL = {"max_batch", "condition/height_plane", "sampling/eta", "sampling/guidance_interval"}
 NOT_NEEDED = {"networks/encoder", "networks/encoder/inputs/light", "networks/encoder/outputs/context", "files/golden.npz"}
 ONLY_ONES = {"networks/denoiser/files/fp32", "networks/denoiser/outputs/output"}  # without them nothing is left
 
@@ -142,6 +143,8 @@ def test_a_field_of_another_kind_or_out_of_bounds_is_named(path: str, manifest: 
 @pytest.mark.parametrize(
     ("path", "value"),
     [
+        ("condition/height_plane", GONE),
+        ("condition/height_plane", [-0.5, 40.0]),
         ("sampling/eta", GONE),
         ("sampling/eta", 1),
         ("sampling/guidance_interval", None),
