@@ -36,8 +36,19 @@ from runtime.errors import BackendError
     "--convention", type=click.Choice(["lab", "metascatter"]), default="lab", show_default=True, help="Index convention of .mat order maps."
 )
 @click.option("--checkpoint-every", type=click.IntRange(1), default=500, show_default=True, metavar="STEPS")
+@click.option(
+    "--sweep", type=click.Path(path_type=Path), metavar="FILE", help="Train a grid of runs into --out and compare them: a .toml file."
+)
 def train(
-    data_path: str, run: Path, recipe: str, init: Path | None, resume: bool, convention: str, checkpoint_every: int, **overrides: object
+    data_path: str,
+    run: Path,
+    recipe: str,
+    init: Path | None,
+    resume: bool,
+    convention: str,
+    checkpoint_every: int,
+    sweep: Path | None,
+    **overrides: object,
 ) -> None:
     """Train a denoiser, or the surrogate that ranks what it proposes.
 
@@ -45,7 +56,22 @@ def train(
     python cli.py train --data data.npz --out runs/first
     python cli.py train --data Si_MS_Scat/ --recipe lab2023 --out runs/lab
     python cli.py train --data data.npz --out runs/first --resume
+    python cli.py train --data data.npz --sweep train/sweeps/lab2023.toml --out runs/sweep
     """
+    if sweep is not None:
+        if click.get_current_context().get_parameter_source("recipe") is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{sweep} names its recipe; leave --recipe out")
+        with _extra("train"):
+            from train.sweep import sweep as run_sweep
+            from train.sweep_report import tables
+
+            given = {"convention": convention, "resume": resume, "init": init, "checkpoint_every": checkpoint_every}
+            results = run_sweep(sweep, data_path, run, overrides=overrides, say=status, **given)  # type: ignore[arg-type]
+        click.echo(tables(results))
+        status("".join(f"\n{run / name}" for name in ("sweep.json", "sweep.csv", "sweep.png", "loss_curves.png")).lstrip())
+        if not any(row["status"] == "done" for row in results["runs"].values()):
+            click.get_current_context().exit(1)
+        return
     with _extra("train"):
         from train.loop import train as run_training
         from train.recipes import load_recipe

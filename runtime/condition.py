@@ -73,7 +73,7 @@ class Condition:
         scale = tuple(float(f(maps, dtype=np.float64)) for maps in (R, T) for f in (np.mean, np.std))
         plane = OWN_RANGE
         if layout == "planes" and conditioning == "shared_range":
-            planes = [(maps - mean) / std for maps, mean, std in ((R, *scale[:2]), (T, *scale[2:]))]
+            planes = [(maps - mean) / std for maps, (mean, std) in ((R, scale[:2]), (T, scale[2:]))]
             plane = (float(min(maps.min() for maps in planes)), float(max(maps.max() for maps in planes)))
         return cls(layout, (float(height_nm.min()), float(height_nm.max())), means[0], means[1], scale, canvas, plane)  # type: ignore[arg-type]
 

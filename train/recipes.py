@@ -150,7 +150,7 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe
         recipe = _from_file(Path(name))
     else:
         raise DataError(f"there is no recipe '{name}'; choose {', '.join(RECIPES)} or name a .json or .toml file")
-    return _replace(recipe, {k: v for k, v in (overrides or {}).items() if v is not None}, "the command line")
+    return override(recipe, {k: v for k, v in (overrides or {}).items() if v is not None}, "the command line")
 
 
 def from_dict(fields: Mapping[str, Any], where: str) -> Recipe:
@@ -165,7 +165,7 @@ def from_dict(fields: Mapping[str, Any], where: str) -> Recipe:
     unknown = sorted(set(fields) - {f.name for f in dataclasses.fields(Recipe)})
     if unknown:
         raise DataError(f"{where} has the unknown field '{unknown[0]}'")
-    return _replace(Recipe(**dict(fields)), {}, where)
+    return override(Recipe(**dict(fields)), {}, where)
 
 
 def _from_file(path: Path) -> Recipe:
@@ -179,13 +179,23 @@ def _from_file(path: Path) -> Recipe:
         return from_dict(fields, str(path))
     if base not in RECIPES:
         raise DataError(f"{path}: there is no recipe '{base}' to start from; choose {', '.join(RECIPES)}")
-    return _replace(RECIPES[base], {"name": path.stem, **fields}, str(path))
+    return override(RECIPES[base], {"name": path.stem, **fields}, str(path))
 
 
-def _replace(recipe: Recipe, fields: Mapping[str, Any], where: str) -> Recipe:
+def override(recipe: Recipe, fields: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe with other values in some fields; the tables ``scheduler`` and ``network_arguments`` are merged.
+
+    Raises:
+        DataError: unknown field, or a value of another kind or out of its choices; ``where`` says who wrote it.
+    """
     unknown = sorted(set(fields) - {f.name for f in dataclasses.fields(Recipe)})
     if unknown:
         raise DataError(f"{where} has the unknown recipe field '{unknown[0]}'")
+    for key, value in fields.items():
+        kind = type(getattr(recipe, key))
+        # A whole number does for a fraction, but neither True for a number nor a number for a word.
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise DataError(f"{where}: '{key}' is {value!r}; expected a value such as {getattr(recipe, key)!r}")
     for key in ("scheduler", "network_arguments"):
         if isinstance(fields.get(key), Mapping):
             fields = {**fields, key: {**getattr(recipe, key), **fields[key]}}

@@ -1,0 +1,58 @@
+"""How long a training step takes here, so that a sweep can give every run the same time."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from diffusers.training_utils import EMAModel
+
+from runtime.condition import Condition
+from runtime.data import DataSet
+
+from . import networks, optimizers
+from .batches import Batches
+from .networks.surrogate import Surrogate
+from .objective import objective
+from .recipes import Recipe
+
+WARM, TIMED = 3, 10
+
+
+def sized(recipe: Recipe, samples: DataSet) -> dict[str, Any]:
+    """The network's arguments with the data's pattern size and number of orders, where it takes them."""
+    size = {} if recipe.layout == "planes" else {"size": samples.xx.shape[-1], "orders": samples.Rm.shape[-1] // 2}
+    return {**size, **recipe.network_arguments}
+
+
+def seconds_per_step(recipe: Recipe, training: DataSet) -> float:
+    """The median time of a step of :func:`train.loop.train` on the training part, measured on throw-away weights."""
+    AcceleratorState._reset_state(True)
+    accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(recipe.precision, recipe.precision))
+    conditioning = recipe.network_arguments.get("conditioning", "concatenated")
+    condition = Condition.measure(recipe.layout, training.Rm, training.Tm, training.h, recipe.canvas, conditioning)
+    batches, goal = Batches(training, condition, recipe), objective(recipe)
+    network = networks.build(recipe.network, sized(recipe, training))
+    if isinstance(network, Surrogate):
+        network.measure(condition)
+    ema = EMAModel(network.parameters(), decay=recipe.ema_decay)
+    model, optimizer = accelerator.prepare(network, optimizers.build(recipe, network))
+    ema.to(accelerator.device)
+    times = []
+    for step in range(WARM + TIMED):
+        started = time.perf_counter()
+        batch = {key: torch.from_numpy(np.ascontiguousarray(a)).to(accelerator.device) for key, a in batches.training(step).items()}
+        with accelerator.autocast():
+            loss = goal(model, batch)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), recipe.gradient_clip or float("inf"))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        ema.step(network.parameters())
+        loss.item()  # waits for a GPU
+        times.append(time.perf_counter() - started)
+    return float(np.median(times[WARM:]))
