@@ -88,7 +88,8 @@ def export(
         """The parts of all networks, an encoder first."""
         network = precision.half(trained.network) if half else trained.network
         rows = trained.calibration.take(np.arange(EXAMPLE_BATCH) % len(trained.calibration))
-        example = {key: torch.from_numpy(value) for key, value in condition.arrays(rows.Rm, rows.Tm, rows.h).items()}
+        arrays = condition.arrays(rows.Rm, rows.Tm, rows.h, extra=rows.extra)
+        example = {key: torch.from_numpy(value) for key, value in arrays.items()}
         made = parts(network, sample_shape, example)
         if ranking is not None:
             made |= surrogate_part(precision.half(ranking.network) if half else ranking.network, size)
@@ -149,6 +150,8 @@ def export(
         "metrics": results,
         "versions": {"metascatter": __version__, **{tool: metadata.version(tool) for tool in TOOLS}},
     }
+    if condition.channels:
+        manifest["channels"] = trained.facts["channels"]
     if ranking is not None:
         manifest["surrogate"] = {"recipe": ranking.recipe.to_dict(), "training": ranking.history()}
     if whole is not None:

@@ -45,7 +45,18 @@ def _scope(manifest: Mapping[str, Any]) -> list[str]:
         f"- Heights {low:g} to {high:g} nm. Targets outside this range or geometry are refused.",
         f"- Labels: RCWA, rule `{geometry['rule']}`, {geometry['harmonics']} harmonics, truncation `{geometry['truncation']}`, "
         f"{geometry['dtype']}.",
+        *_channels(manifest.get("channels", {}), geometry),
     ]
+
+
+def _channels(channels: Mapping[str, Any], main: Mapping[str, Any]) -> list[str]:
+    """The further maps that targets may ask for, and in what their geometry differs from that of R and T."""
+    lines = []
+    for name, own in channels.items():
+        differs = "" if own is None else ", ".join(f"{key} {own[key]}" for key in own if own[key] != main[key])
+        words = f"solved with {differs}" if own is not None else "which is not verified: the data did not say how it was solved"
+        lines.append(f"- Also conditioned on `{name}`, {words}.")
+    return lines
 
 
 def _training(manifest: Mapping[str, Any]) -> list[str]:

@@ -36,8 +36,9 @@ def fuse(
 
     - ``noise`` (batch, *sample_shape), standard normal; for a plan that draws noise (K+1, batch, *sample_shape): the start, then what
       each step adds.
-    - ``Rm``, ``Tm`` (targets, 2M+1, 2M+1), ``mask`` (targets, 2, 2M+1, 2M+1) bool of orders asked for in R and T, ``height_nm`` (targets,)
-      and ``guidance_scale`` (targets,); the layout ``planes`` has neither ``mask`` nor ``guidance_scale``.
+    - ``Rm``, ``Tm`` and each further map of the condition by its name (targets, 2M+1, 2M+1), ``mask`` (targets, 2+k, 2M+1, 2M+1) bool of
+      orders asked for in these in this order, ``height_nm`` (targets,) and ``guidance_scale`` (targets,); the layout ``planes`` has
+      neither ``mask`` nor ``guidance_scale``.
 
     Outputs: ``sample`` (batch, *sample_shape), ``pattern`` (batch, n, n) uint8, and with a surrogate ``R``, ``T`` (batch, 2M+1, 2M+1) and
     ``score`` (batch,), its misrouted power.
@@ -61,9 +62,9 @@ def fuse(
     guided = condition.layout == "orders"
     g = Graph()
     given = [value("noise", [plan.num_steps + 1, "batch", *shape] if stochastic else ["batch", *shape])]
-    given += [value(name, ["targets", side, side]) for name in ("Rm", "Tm")]
+    given += [value(name, ["targets", side, side]) for name in ("Rm", "Tm", *condition.channels)]
     if guided:
-        given.append(value("mask", ["targets", 2, side, side], TensorProto.BOOL))
+        given.append(value("mask", ["targets", 2 + len(condition.channels), side, side], TensorProto.BOOL))
     given.append(value("height_nm", ["targets"]))
     if guided:
         given.append(value("guidance_scale", ["targets"]))
@@ -82,7 +83,8 @@ def fuse(
     pillars = g.op("Greater", cut, g.constant(0.0))
     g.op("Cast", g.op("Squeeze", pillars, g.ints(1)), name="pattern", to=TensorProto.UINT8)
     if "surrogate" in models:
-        _verdict(g, models["surrogate"], pillars, batch, masked=guided)
+        mask = g.op("Slice", "mask", g.ints(0), g.ints(2), g.ints(1)) if condition.channels else "mask"
+        _verdict(g, models["surrogate"], pillars, batch, mask if guided else None)
         given_out += [value("R", ["batch", side, side]), value("T", ["batch", side, side]), value("score", ["batch"])]
 
     model = helper.make_model(
@@ -116,8 +118,8 @@ def _height(g: Graph, condition: Condition) -> str:
 
 def _light(g: Graph, condition: Condition) -> dict[str, str]:
     """``light`` and ``height`` of the layout ``orders``; where any guidance is asked for, the unconditional rows before the others."""
-    means = np.stack([condition.mean_R, condition.mean_T])[None]
-    maps = g.op("Concat", g.op("Unsqueeze", "Rm", g.ints(1)), g.op("Unsqueeze", "Tm", g.ints(1)), axis=1)
+    means = np.stack([condition.mean_R, condition.mean_T, *condition.mean_channels])[None]
+    maps = g.op("Concat", *(g.op("Unsqueeze", name, g.ints(1)) for name in ("Rm", "Tm", *condition.channels)), axis=1)
     amplitude = g.op("Sqrt", g.op("Div", g.op("Max", maps, g.constant(0.0)), g.constant(np.where(means > 0, means, 1))))
     known = g.op("And", "mask", g.constant(means > 0, np.bool_))
     asked = g.op("Cast", "mask", to=TensorProto.FLOAT)
@@ -274,15 +276,15 @@ def _thresholded(body: Graph, estimate: str, ratio: float, largest: float, shape
     return body.op("Div", body.op("Min", body.op("Max", estimate, body.op("Neg", limit)), limit), limit)
 
 
-def _verdict(g: Graph, surrogate: onnx.ModelProto, pillars: str, batch: str, masked: bool) -> None:
-    """``R``, ``T`` by the surrogate, and ``score`` as ``runtime.score.misrouted_power`` defines it."""
+def _verdict(g: Graph, surrogate: onnx.ModelProto, pillars: str, batch: str, mask: str | None) -> None:
+    """``R``, ``T`` by the surrogate, and ``score`` as ``runtime.score.misrouted_power`` defines it; ``mask`` is that of R and T."""
     height = g.op("Expand", g.op("Unsqueeze", "height_nm", g.ints(1)), g.op("Concat", batch, g.ints(1), axis=0))
     cells = g.op("Cast", pillars, to=TensorProto.FLOAT)
     for name, found in zip(("R", "T"), g.lay_in(surrogate, "surrogate/", {"pattern": cells, "height_nm": height}), strict=True):
         g.op("Identity", found, name=name)
     differences = g.op("Concat", *(g.op("Unsqueeze", g.op("Sub", a, w), g.ints(1)) for a, w in (("R", "Rm"), ("T", "Tm"))), axis=1)
-    if masked:
-        differences = g.op("Where", "mask", differences, g.constant(0.0))
+    if mask is not None:
+        differences = g.op("Where", mask, differences, g.constant(0.0))
     axes = g.ints(1, 2, 3)
     astray = g.op("ReduceSum", g.op("Abs", differences), axes, keepdims=0)
     unasked = g.op("Abs", g.op("ReduceSum", differences, axes, keepdims=0))

@@ -109,7 +109,7 @@ class Yardstick:
             given = {**rows, "timestep": np.full_like(rows["timestep"], timestep)}
             self.steps.append((given, self.networks["denoiser"](given)["output"]))
         self.targets = [
-            Target.from_arrays(R, T, float(h), name=f"test {i}")
+            Target.from_arrays(R, T, float(h), name=f"test {i}", extra=tests.wanted(i))
             for i, (R, T, h) in enumerate(zip(tests.Rm, tests.Tm, tests.h, strict=True))
         ]
         self._solved: dict[tuple[int, bytes], float] = {}
@@ -121,7 +121,7 @@ class Yardstick:
         samples = samples.take(rows)
         rng = np.random.Generator(np.random.Philox(key=[0, 0]))
         timestep = np.linspace(0, len(self.alphas_cumprod) - 1, len(rows)).round().astype(np.int64)[rng.permutation(len(rows))]
-        arrays = self.condition.arrays(samples.Rm, samples.Tm, samples.h)
+        arrays = self.condition.arrays(samples.Rm, samples.Tm, samples.h, extra=samples.extra)
         if "encoder" in self.networks:
             known = {"encoder": arrays, "denoiser": self.networks["encoder"](arrays)}
         else:
@@ -140,7 +140,7 @@ class Yardstick:
 
     def sample(self, networks: Mapping[str, Network], target: Target, seed: int, plan: Plan, guidance: Guidance, count: int) -> np.ndarray:
         """Final samples (count, *shape) for a target, by the loop that the runtime uses."""
-        arrays = self.condition.arrays(target.R[None], target.T[None], np.array([target.height_nm]))
+        arrays = self.condition.for_target(target)
         free = self.condition.unconditional(arrays) if guidance.scale != 1 else None
         if "encoder" in networks:
             arrays, free = networks["encoder"](arrays), None if free is None else networks["encoder"](free)
@@ -305,7 +305,8 @@ def fused(model: bytes, plan: Plan, yardstick: Yardstick, graphs: Mapping[str, b
             "noise": drawn(plan, yardstick.shape, i, batch),
             "Rm": target.R[None].astype(np.float32),
             "Tm": target.T[None].astype(np.float32),
-            "mask": np.stack([target.mask_R, target.mask_T])[None],
+            "mask": np.stack([target.mask_R, target.mask_T, *(target.extra[name].mask for name in yardstick.condition.channels)])[None],
+            **{name: target.extra[name].wanted[None].astype(np.float32) for name in yardstick.condition.channels},
             "height_nm": np.array([target.height_nm], np.float32),
         }
         for scale in (1.0, 2.0) if "guidance_scale" in taken else (1.0,):

@@ -58,7 +58,7 @@ class Run:
                 f"{newest} holds weights that are not finite ('{broken[0]}'); remove that checkpoint to go on from the one before"
             )
         held = path / "calibration.npz"
-        samples, test = load(held), open_npz(held).get("test")
+        samples, test = load(held, extra=recipe.channels), open_npz(held).get("test")
         if test is None or test.shape != samples.h.shape or test.all() or not test.any():
             raise DataError(f"{held} does not say which of its samples are for testing; train again with --resume to write it anew")
         return cls(

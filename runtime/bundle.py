@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from .channels import label
 from .condition import Condition
 from .errors import BundleError, GeometryError
 from .geometry import Geometry
@@ -55,12 +56,17 @@ def find(bundle: str | os.PathLike[str] | None) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: the manifest's content (its schema is ``manifest.FIELDS``), and its files through :meth:`read`."""
+    """An opened bundle: the manifest's content (its schema is ``manifest.FIELDS``), and its files through :meth:`read`.
+
+    ``channels`` are the further maps that its network is conditioned on, in the network's order, with the geometry of those of which the
+    training data stated one.
+    """
 
     path: Path
     manifest: Mapping[str, Any]
     geometry: Geometry
     condition: Condition
+    channels: Mapping[str, Geometry | None] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def open(cls, bundle: str | os.PathLike[str] | None = None) -> Bundle:
@@ -74,9 +80,17 @@ class Bundle:
         manifest = read_manifest(_read(where, LARGEST_JSON), str(where))
         try:
             geometry, condition = Geometry.from_dict(manifest["geometry"]), Condition.from_dict(manifest["condition"])
+            stated = {name: manifest["channels"][name] for name in condition.channels}
+            channels = {name: None if fields is None else Geometry.from_dict(fields) for name, fields in stated.items()}
         except (GeometryError, BundleError) as error:
             raise BundleError(f"{where}: {error}") from None
-        return cls(path, manifest, geometry, condition)
+        return cls(path, manifest, geometry, condition, channels)
+
+    @property
+    def geometries(self) -> dict[str, Geometry]:
+        """By NAME the geometries of the pairs ``Rm_NAME``, ``Tm_NAME`` among the channels, where they are known."""
+        named = {label(channel): geometry for channel, geometry in self.channels.items()}
+        return {name: geometry for name, geometry in named.items() if name is not None and geometry is not None}
 
     def read(self, name: str) -> bytes:
         """The bytes of a file, once they match the manifest's size and sha256. No more than that size is ever read.

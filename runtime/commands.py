@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from . import options
 from .console import Bars, Group, check_writable, status
@@ -88,7 +89,7 @@ def infer(
     check_writable(directory)
     with load(bundle, **engine) as sampler:
         # Every target is read and checked before the first one costs any time.
-        wanted = [sampler.check(Target.load(path, convention)) for path in targets]
+        wanted = [sampler.check(Target.load(path, convention, sampler.bundle.channels)) for path in targets]
         results = []
         for target in wanted:
             folder = directory / target.name if len(wanted) > 1 else directory
@@ -159,6 +160,11 @@ def verify(designs_path: Path, target_path: Path, convention: str | None, worker
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The .npz to write.")
 @click.option("--count", type=click.IntRange(1), help="How many random patterns to solve.")
 @click.option("--patterns", type=click.Path(path_type=Path), help="Solve the patterns of this .npz (keys xx, h) instead.")
+@click.option(
+    "--add",
+    metavar="NAME",
+    help="Keep all that --patterns holds and add Rm_NAME and Tm_NAME: its cells with the options given here, else with its own geometry.",
+)
 @options.seed
 @click.option(
     "--height-nm",
@@ -180,6 +186,7 @@ def simulate(
     out: Path,
     count: int | None,
     patterns: Path | None,
+    add: str | None,
     seed: int,
     height_nm: tuple[float, float],
     rule: str,
@@ -197,12 +204,27 @@ def simulate(
     \b
     metascatter simulate --count 512 --seed 7 --out test.npz
     metascatter simulate --patterns mine.npz --out solved.npz
+    metascatter simulate --patterns test.npz --wavelength-nm 1480 --add 1480 --out both.npz
     """
     from .geometry import Geometry
     from .physics.simulate import simulate as run
 
+    if add is not None and patterns is None:
+        raise click.UsageError("--add is for the cells of a data set; name it with --patterns")
     if (count is None) == (patterns is None):
         raise click.UsageError("give either --count or --patterns")
+    if add is not None:
+        assert patterns is not None
+        source = click.get_current_context().get_parameter_source
+        fields: dict[str, Any] = {"rule": rule, "harmonics": harmonics, "truncation": truncation, "polarisation": polarisation}
+        fields |= {"period_nm": (period_nm, period_nm), "wavelength_nm": wavelength_nm, "index": index}
+        changes = {name: value for name, value in fields.items() if source(name) is ParameterSource.COMMANDLINE}
+        if "index" in changes:
+            changes["index_pillar"] = changes["index_substrate"] = changes.pop("index")
+        from .physics.add import add as run_add
+
+        click.echo(run_add(patterns, out, add, changes, workers))
+        return
     geometry = Geometry(
         wavelength_nm=wavelength_nm,
         period_nm=(period_nm, period_nm),
@@ -270,6 +292,7 @@ def evaluate(
 
     from . import data, evaluate_picture
     from . import evaluate as scores
+    from .bundle import Bundle
     from .sampler import load
 
     rival = other.pop("baseline")
@@ -279,7 +302,7 @@ def evaluate(
     if picture is not None:
         evaluate_picture.check(picture)
         check_writable(picture.absolute().parent)
-    held_out = data.load(data_path, convention)
+    held_out = data.load(data_path, convention, extra=list(Bundle.open(bundle).channels), optional=True)
     training = data.load(train_data, convention) if train_data is not None else None
     with load(bundle, **engine) as sampler, load(rival, **engine) if rival is not None else nullcontext() as baseline:
         result = scores.evaluate(

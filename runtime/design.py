@@ -9,7 +9,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,8 @@ from .data import open_npz, reorder_lab
 from .errors import DataError, GeometryError
 from .files import atomic_file
 from .geometry import Geometry
-from .report import to_dict
+from .pairs import Pair, read_pairs, to_arrays
+from .report import channel_words, to_dict
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Design:
         verified: R and T come from RCWA with ``geometry``.
         seed, candidate: the sampler's seed and the candidate's index; candidate -1 where a file does not say.
         geometry: the arrangement and solver settings.
+        pairs: the scattering at other wavelengths or polarisations that the target asks for, by name; see :mod:`.pairs`.
     """
 
     pattern: np.ndarray
@@ -51,6 +53,7 @@ class Design:
     seed: int
     candidate: int
     geometry: Geometry
+    pairs: Mapping[str, Pair] = dataclasses.field(default_factory=dict)
 
     def efficiency(self, kind: str, m: int, n: int) -> float:
         """The achieved efficiency of order (m, n) of ``kind`` "R" or "T".
@@ -125,6 +128,7 @@ def read(path: str | os.PathLike[str]) -> list[Design]:
     except GeometryError as error:
         raise DataError(f"{path}: {error}") from None
     count = _check(arrays, str(path))
+    pairs = read_pairs(arrays, count, str(path))
     candidate = arrays.get("candidate", np.full(count, -1))
     designs = []
     for k in range(count):
@@ -142,6 +146,7 @@ def read(path: str | os.PathLike[str]) -> list[Design]:
                 int(arrays["seed"][k]),
                 int(candidate[k]),
                 geometry,
+                pairs[k],
             )
         )
     return designs
@@ -197,6 +202,7 @@ def _arrays(designs: Sequence[Design], target: Target) -> dict[str, np.ndarray]:
         "seed": np.array([d.seed for d in designs], np.int64),
         "candidate": np.array([d.candidate for d in designs], np.int64),
         "geometry": np.array(first.geometry.to_json()),
+        **to_arrays(designs),
     }
     _check(arrays, "the designs")
     return arrays
@@ -215,6 +221,7 @@ def _write_json(path: Path, designs: Sequence[Design], target: Target, arrays: d
         "pattern_axes": "row i is x in [i, i+1] pixels, character j is y in [j, j+1] pixels, 1 is a pillar",
         "order_axes": "order (m, n) has the transverse wavevector (+2 pi m / period_x, +2 pi n / period_y) added to the incident one",
         "geometry": designs[0].geometry.to_dict(),
+        **channel_words(designs, target),
         "designs": [to_dict(design, target, rank) for rank, design in enumerate(designs, start=1)],
     }
     path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -226,7 +233,8 @@ def _write_mat(path: Path, designs: Sequence[Design], target: Target, arrays: di
     count = len(designs)
     columns = {key: arrays[key].astype(np.float64)[:, None] for key in ("h", "score", "verified", "seed", "candidate")}
     # MATLAB drops a third axis of length 1; so does the file, and one design reads as a target or a sample of the lab's.
-    maps = {key: np.moveaxis(reorder_lab(arrays[key]), 0, -1) if count > 1 else reorder_lab(arrays[key][0]) for key in ("Rm", "Tm")}
+    keys = [key for key in arrays if key.startswith(("Rm", "Tm"))]
+    maps = {key: np.moveaxis(reorder_lab(arrays[key]), 0, -1) if count > 1 else reorder_lab(arrays[key][0]) for key in keys}
     stream = io.BytesIO()
     savemat(
         stream,

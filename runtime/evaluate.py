@@ -112,7 +112,8 @@ def evaluate(
             raise DataError(f"{name} is {value}; it must be {least} or more")
     count = min(len(data), limit or len(data))
     targets = [
-        Target.from_arrays(data.Rm[i], data.Tm[i], float(data.h[i]), name=f"sample {i}", geometry=data.geometry) for i in range(count)
+        Target.from_arrays(data.Rm[i], data.Tm[i], float(data.h[i]), name=f"sample {i}", geometry=data.geometry, extra=data.wanted(i))
+        for i in range(count)
     ]
     work = stages.Work(data, n, seed, workers, cancel if cancel is None or callable(cancel) else cancel.is_set, progress)
     # What is wrong with the bundles or the training data should not wait for the solver.

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from .channels import LARGEST, fault
 from .condition import LAYOUTS
 from .errors import BundleError
 from .schedulers import SCHEDULERS
@@ -22,6 +23,7 @@ from .strict_json import brief, read_json
 FORMAT = 1
 LARGEST_FILE = 1 << 30  # bytes of any file of a bundle
 LARGEST_SIDE = 1024  # pixels or orders along an axis; the reference problem has 10 and 23
+MOST_CHANNELS = 64
 LARGEST_SAMPLE = 1 << 20  # numbers in a sample: 4 MiB each in float32
 _DTYPES = ("float16", "float32", "float64", "int64")
 
@@ -79,10 +81,10 @@ def _is_list(value: Any, count: int) -> bool:
     return isinstance(value, list) and len(value) == count
 
 
-def _is_map(value: Any) -> bool:
+def _is_map(value: Any, highest: float = 1e3) -> bool:
     """A square table of efficiencies. A little above 1 is what unfactorised solvers give."""
     side = len(value) if isinstance(value, list) else 0
-    return 1 <= side <= LARGEST_SIDE and all(_is_list(row, side) and all(_is_number(v, 0, 1e3) for v in row) for row in value)
+    return 1 <= side <= LARGEST_SIDE and all(_is_list(row, side) and all(_is_number(v, 0, highest) for v in row) for row in value)
 
 
 def _is_sample_shape(value: Any) -> bool:
@@ -117,6 +119,21 @@ FIELDS: dict[str, Rule] = {
     "condition/scale": _numbers(4, -1e3, 1e3),
     "condition/canvas": _whole(0, LARGEST_SIDE),
     "condition/height_plane": _numbers(2, -1e6, 1e6)._replace(optional=True),
+    "condition/channels": Rule(
+        f"a list of at most {MOST_CHANNELS} names of channels",
+        lambda value: isinstance(value, list) and len(value) <= MOST_CHANNELS and fault(value) is None,
+        optional=True,
+    ),
+    "condition/mean_channels": Rule(
+        f"a list of at most {MOST_CHANNELS} maps like the other means",
+        lambda value: isinstance(value, list) and len(value) <= MOST_CHANNELS and all(_is_map(mean, LARGEST) for mean in value),
+        optional=True,
+    ),
+    "channels": Rule(
+        "an object of geometries, or null for one that is not known, by name of the channel",
+        lambda value: isinstance(value, dict) and all(geometry is None or isinstance(geometry, dict) for geometry in value.values()),
+        optional=True,
+    ),
     "pattern_size": _whole(1, LARGEST_SIDE),
     "sample_shape": Rule(
         f"channels, rows and columns, each from 1 to {LARGEST_SIDE} and {LARGEST_SAMPLE} numbers in all at most", _is_sample_shape
@@ -228,6 +245,11 @@ def _check_together(manifest: Mapping[str, Any], where: str) -> None:
             "export the bundle again"
         )
     condition, denoiser = manifest["condition"], manifest["networks"]["denoiser"]
+    if set(manifest.get("channels", {})) != set(condition.get("channels", [])):
+        raise BundleError(
+            f"{where}: 'channels' names {brief(list(manifest.get('channels', {})))} and 'condition/channels' "
+            f"{brief(condition.get('channels', []))}; expected the same, export the bundle again"
+        )
     if condition["layout"] == "planes" and shape[1:] != [condition["canvas"]] * 2:
         raise BundleError(
             f"{where}: 'sample_shape' is {shape} and 'condition/canvas' {condition['canvas']}; "

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .pairs import known, unverified
+
 if TYPE_CHECKING:
     from .design import Design
     from .target import Target
@@ -33,6 +35,19 @@ def to_dict(design: Design, target: Target, rank: int) -> dict[str, Any]:
             {"side": side, "m": m, "n": n, "wanted": at(wanted[side], m, n), "achieved": at(achieved[side], m, n)}
             for side, m, n in target.strongest(STRONGEST)
         ],
+        **({"scores_by_channel": {name: pair.score for name, pair in design.pairs.items()}} if design.pairs else {}),
+    }
+
+
+def channel_words(designs: Sequence[Design], target: Target) -> dict[str, Any]:
+    """What a target asks of channels and what was done about it, as JSON values; nothing where it asks of none."""
+    geometries, unscored = known(designs), unverified(target, designs)
+    if not geometries and not unscored:
+        return {}
+    return {
+        "scores_by_channel": "misrouted power of Rm_NAME and Tm_NAME by NAME; designs are ranked by 'score', that of R and T alone",
+        "channel_geometries": {name: geometry.to_dict() for name, geometry in geometries.items()},
+        "channels_not_verified": unscored,
     }
 
 
@@ -48,19 +63,26 @@ def table(designs: Sequence[Design], target: Target) -> str:
     strongest = target.strongest(_COLUMNS)
     asked = int(target.mask_R.sum() + target.mask_T.sum())
     orders = "every order asked" if not target.partial else f"{asked} order{'s' * (asked != 1)} asked, the others free"
-    head = ["rank", "misrouted power", "", *(f"{side}({m},{n})" for side, m, n in strongest)]
-    rows = [["", "", "wanted", *(_share({"R": target.R, "T": target.T}[side], m, n) for side, m, n in strongest)]]
+    others = list(known(designs))
+    head = ["rank", "misrouted power", *(f"at {name}" for name in others), "", *(f"{side}({m},{n})" for side, m, n in strongest)]
+    rows = [["", "", *("" for _ in others), "wanted", *(_share({"R": target.R, "T": target.T}[side], m, n) for side, m, n in strongest)]]
     for rank, design in enumerate(designs, 1):
         rows.append(
             [
                 str(rank),
                 "not solved" if design.score is None else f"{design.score:.3f}",
+                *("-" if design.pairs[name].score is None else f"{design.pairs[name].score:.3f}" for name in others),
                 "verified" if design.verified else "not verified",
                 *(_share({"R": design.R, "T": design.T}[side], m, n) for side, m, n in strongest),
             ]
         )
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]]
+    if others:
+        lines.append(f"Ranked by R and T alone; 'at {others[0]}' is the misrouted power of Rm_{others[0]} and Tm_{others[0]}.")
+    unscored = unverified(target, designs)
+    if unscored:
+        lines.append(f"Asked for and not verified, since the training data did not say how it was solved: {', '.join(unscored)}.")
     return "\n".join([f"{target.name}: pillars {target.height_nm:g} nm high, {orders}", *lines])
 
 

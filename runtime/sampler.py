@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from . import backends, search, selftest
+from . import backends, pairs, search, selftest
 from .bundle import Bundle
 from .design import Design
 from .errors import BackendError, BundleError, Cancelled, TargetError
@@ -191,7 +191,7 @@ class Sampler:
         """The target in the bundle's number of orders, once it is sure that this bundle can be asked for it.
 
         Raises:
-            TargetError: another geometry, a height outside the training range, orders that carry no light.
+            TargetError: another geometry, a height outside the training range, orders that carry no light, a channel it does not know.
         """
         if target.geometry is not None:
             difference = target.geometry.difference(self.bundle.geometry)
@@ -199,14 +199,12 @@ class Sampler:
                 raise TargetError(f"{target.name}: the target's geometry is not the bundle's: {difference}; use a bundle trained for it")
         check_height(target, self.bundle.condition.height_range_nm)
         check_orders(target, self.bundle.geometry)
+        pairs.check(target, self.bundle.channels, self.bundle.geometries)
         return target.resized(self.bundle.condition.orders)
 
     def condition(self, target: Target) -> dict[str, np.ndarray]:
         """Network inputs (batch of 1) for a target; see :meth:`check` for what it raises."""
-        target = self.check(target)
-        return self.bundle.condition.arrays(
-            target.R[None], target.T[None], np.array([target.height_nm]), target.mask_R[None], target.mask_T[None]
-        )
+        return self.bundle.condition.for_target(self.check(target))
 
     def encode(self, condition: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What the denoiser sees of a condition: the encoder runs once per target."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .design import Design
+from .pairs import scored
 from .score import misrouted_power
 from .target import Target
 
@@ -105,7 +106,8 @@ def best_designs(
                 # All in time: the designs are those of a run without a deadline.
                 chosen = {candidate.number for candidate in waiting}
                 best = [design for design in best if design.candidate in chosen]
-    return best[:top]
+    # What the target asks at other wavelengths is solved for the designs kept, and ranks nothing.
+    return scored(best[:top], target, sampler.bundle.geometries, verify, end, workers, stop)
 
 
 class _Candidate(NamedTuple):

@@ -13,12 +13,13 @@ import math
 import os
 import reprlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .channels import LARGEST, Channel
 from .errors import TargetError
 from .geometry import Geometry, propagating
 
@@ -45,6 +46,7 @@ class Target:
         height_nm: pillar height.
         name: the file's stem, or "target"; errors and output folders carry it.
         geometry: the arrangement the target was made for, None where the file does not say.
+        extra: what is wanted of further maps, by the name of the channel; see :mod:`.channels`. Of those left out nothing is asked.
     """
 
     R: np.ndarray = dataclasses.field(repr=False)
@@ -54,6 +56,7 @@ class Target:
     height_nm: float
     name: str = "target"
     geometry: Geometry | None = None
+    extra: Mapping[str, Channel] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def orders(self) -> int:
@@ -62,7 +65,7 @@ class Target:
 
     @property
     def partial(self) -> bool:
-        """True where some order is not asked for."""
+        """True where some order is not asked for in R or T."""
         return not (self.mask_R.all() and self.mask_T.all())
 
     @classmethod
@@ -75,6 +78,7 @@ class Target:
         mask_T: Any = None,
         name: str = "target",
         geometry: Geometry | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Target:
         """A checked target.
 
@@ -84,17 +88,19 @@ class Target:
             mask_R, mask_T: (2M+1, 2M+1) bool or 0 and 1, True where asked for; None asks for every order of that map.
             name: what errors call the target.
             geometry: the arrangement the target was made for.
+            extra: further maps (2M+1, 2M+1), or :class:`.channels.Channel` (map, mask, geometry), by the name of the channel; a map
+                alone asks for every order of it. Their values run from 0 up.
 
         Negative efficiencies down to -0.01 become 0 and totals up to 1.05 are scaled to 1, with a UserWarning.
 
         Raises:
             TargetError: a wrong shape, a value that is no finite number, an efficiency under -0.01, a total over 1.05,
-                a height that is not positive, or nothing asked for.
+                a height that is not positive, or nothing asked for in R and T.
         """
-        return checked(name, ("R", "T", "height_nm"), R, T, height_nm, mask_R, mask_T, name, geometry)
+        return checked(name, ("R", "T", "height_nm"), R, T, height_nm, mask_R, mask_T, name, geometry, extra)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], convention: str | None = None) -> Target:
+    def load(cls, path: str | os.PathLike[str], convention: str | None = None, channels: Collection[str] = ()) -> Target:
         """Read a ``.mat``, ``.npz`` or ``.json`` target; :mod:`.target_files` describes the three forms.
 
         Args:
@@ -102,13 +108,15 @@ class Target:
             convention: index convention of the arrays in the file, ``lab`` (``data[i, j]`` is order ``(-(j - M), -(i - M))``)
                 or ``metascatter`` (``data[m + M, n + M]``). None takes the file's own ``convention`` key, and without one
                 ``lab`` for ``.mat`` and ``metascatter`` for ``.npz``. A ``.json`` names its orders and needs none.
+            channels: further maps to look for in a ``.mat`` or ``.npz``, beside those called ``Rm_...`` and ``Tm_...``; these are of
+                other keys, such as a thermal map's.
 
         Raises:
             TargetError: naming the file, the field, what was found and what was expected.
         """
         from .target_files import read
 
-        return read(Path(path), convention)
+        return read(Path(path), convention, channels)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], name: str = "target") -> Target:
@@ -125,7 +133,7 @@ class Target:
         """The same target with maps of half-width M = ``orders``.
 
         Orders added are not asked for, unless the target is full and its total is within 5 % of 1: then no light is
-        left for them and they are asked to be 0, so that a full target stays full.
+        left for them and they are asked to be 0, so that a full target stays full. In further maps they are not asked for.
 
         Raises:
             TargetError: the smaller maps would cut off an order that is asked to carry power.
@@ -141,13 +149,21 @@ class Target:
                         f"{self.name}: order {kind}({m},{n}) is asked {self.wanted(kind, m, n):g}, but the maps here end at "
                         f"order {orders}; ask only for orders from -{orders} to {orders}"
                     )
+            for name, channel in self.extra.items():
+                if channel.wanted.sum() > channel.wanted[-step:step, -step:step].sum():
+                    raise TargetError(f"{self.name}: '{name}' asks for orders beyond {orders}, where the maps here end; leave these out")
             arrays = [array[-step:step, -step:step] for array in arrays]
         else:
             complete = not self.partial and self.R.sum() + self.T.sum() >= _COMPLETE
             arrays = [np.pad(array, step, constant_values=fill) for array, fill in zip(arrays, (0, 0, complete, complete), strict=True)]
         if not (arrays[2].any() or arrays[3].any()):
             raise TargetError(f"{self.name}: no order it asks for lies within -{orders} to {orders}; ask for at least one that does")
-        return dataclasses.replace(self, R=_frozen(arrays[0]), T=_frozen(arrays[1]), mask_R=_frozen(arrays[2]), mask_T=_frozen(arrays[3]))
+        extra = {}
+        for name, channel in self.extra.items():
+            both = [_frozen(a[-step:step, -step:step] if step < 0 else np.pad(a, step)) for a in (channel.wanted, channel.mask)]
+            extra[name] = Channel(both[0], both[1], channel.geometry)
+        R, T, mask_R, mask_T = map(_frozen, arrays)
+        return dataclasses.replace(self, R=R, T=T, mask_R=mask_R, mask_T=mask_T, extra=extra)
 
     def wanted(self, kind: str, m: int, n: int) -> float:
         """The efficiency wanted in order (m, n) of ``kind`` "R" or "T"; 0 where not asked for."""
@@ -205,7 +221,16 @@ def check_orders(target: Target, geometry: Geometry) -> None:
 
 
 def checked(
-    where: str, fields: tuple[str, str, str], R: Any, T: Any, height_nm: Any, mask_R: Any, mask_T: Any, name: str, geometry: Geometry | None
+    where: str,
+    fields: tuple[str, str, str],
+    R: Any,
+    T: Any,
+    height_nm: Any,
+    mask_R: Any,
+    mask_T: Any,
+    name: str,
+    geometry: Geometry | None,
+    extra: Mapping[str, Any] | None = None,
 ) -> Target:
     """:meth:`Target.from_arrays` with the file and the names its fields have there, for the sentences of the errors."""
     maps = [_square(where, field, value) for field, value in zip(fields, (R, T), strict=False)]
@@ -216,7 +241,20 @@ def checked(
     if not (masks[0].any() or masks[1].any()):
         raise TargetError(f"{where}: no order is asked for; ask for the efficiency of at least one")
     R, T = _admissible(where, fields, [np.where(mask, values, 0.0) for values, mask in zip(maps, masks, strict=True)])
-    return Target(_frozen(R), _frozen(T), _frozen(masks[0]), _frozen(masks[1]), height, name, geometry)
+    further = {key: _channel(where, key, value, maps[0].shape) for key, value in (extra or {}).items()}
+    return Target(_frozen(R), _frozen(T), _frozen(masks[0]), _frozen(masks[1]), height, name, geometry, further)
+
+
+def _channel(where: str, key: str, value: Any, shape: tuple[int, ...]) -> Channel:
+    """A checked further map."""
+    wanted, mask, geometry = value if isinstance(value, Channel) else Channel(value, None)  # type: ignore[arg-type]
+    wanted, asked = _square(where, key, wanted), _mask(where, f"mask_{key}", mask, shape)
+    if wanted.shape != shape:
+        raise TargetError(f"{where}: '{key}' has shape {wanted.shape}; it must be {shape}, like the other maps")
+    wanted = np.where(asked, wanted, 0.0)
+    if wanted.min() < 0 or wanted.max() > LARGEST:
+        raise TargetError(f"{where}: '{key}' asks for {wanted.min():g} to {wanted.max():g}; a further map runs from 0 to {LARGEST:g}")
+    return Channel(_frozen(wanted), _frozen(asked), geometry)
 
 
 def _square(where: str, field: str, value: Any) -> np.ndarray:

@@ -16,8 +16,9 @@ from runtime.data import DataSet
 from runtime.errors import DataError
 from runtime.search import canonical
 
+from .channels import channel_masks, every_mirror_holds
 from .recipes import Recipe
-from .symmetry import mirror, mirrors_hold, shift
+from .symmetry import mirror, shift
 
 _VALIDATION = 2**62  # step number of the validation draws, out of reach of training
 
@@ -61,7 +62,7 @@ class Batches:
         self.per_epoch = math.ceil(len(data) / recipe.batch_size)
         heights = data.h.astype(np.float64) ** recipe.height_power
         self.odds = heights / heights.sum() if recipe.height_power else None
-        self.mirrors = recipe.mirrors and mirrors_hold(data.geometry)
+        self.mirrors = recipe.mirrors and every_mirror_holds(data.geometry, data.geometries.values())
         self.timesteps = int(recipe.scheduler.get("num_train_timesteps", 0))
         size = data.xx.shape[-1]
         self.side = recipe.canvas or size
@@ -87,10 +88,12 @@ class Batches:
     def _assemble(self, part: DataSet, rng: np.random.Generator, augment: bool) -> dict[str, np.ndarray]:
         count = len(part)
         patterns, R, T = part.xx, part.Rm, part.Tm
+        extra, masks = part.extra, None
         mask_R = mask_T = None
         if augment and self.mirrors:
             flip_x, flip_y = rng.integers(0, 2, (2, count)).astype(bool)
             patterns, R, T = (mirror(maps, flip_x, flip_y) for maps in (patterns, R, T))
+            extra = {name: mirror(maps, flip_x, flip_y) for name, maps in extra.items()}
             rows, columns = rng.integers(0, patterns.shape[-1], (2, count))
             patterns = shift(patterns, rows, columns)
         if self.recipe.objective == "scattering":
@@ -98,6 +101,7 @@ class Batches:
             return {"pattern": pattern, "height_nm": height_nm, "R": R.astype(np.float32), "T": T.astype(np.float32)}
         if augment and self.recipe.masks + self.recipe.condition_dropout > 0:
             mask_R, mask_T = random_masks(rng, R, T, self.recipe.masks, self.recipe.condition_dropout)
+            masks = channel_masks(rng, extra, mask_R, mask_T, self.recipe.masks)
         sample = np.zeros((count, 1, self.side, self.side), np.float32)
         window = slice(self.start, self.start + patterns.shape[-1])
         # The pattern is mapped to [-1, 1]; a canvas around it stays at 0.
@@ -106,7 +110,7 @@ class Batches:
             "sample": sample,
             "noise": rng.standard_normal(sample.shape, dtype=np.float32),
             "timestep": rng.integers(0, self.timesteps, count),
-            **self.condition.arrays(R, T, part.h, mask_R, mask_T),
+            **self.condition.arrays(R, T, part.h, mask_R, mask_T, extra, masks),
         }
 
 

@@ -55,7 +55,7 @@ def train(
     Raises:
         DataError: unusable data, or an ``out`` that holds another run.
     """
-    samples = load(data, convention)
+    samples = load(data, convention, extra=recipe.channels)
     recipe = fitted(recipe, samples)
     run = open_run(out, recipe, Path(data), samples, resume, init)
     accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(recipe.precision, recipe.precision))

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from runtime.channels import fault
 from runtime.errors import DataError
 
 
@@ -20,7 +21,8 @@ class Recipe:
     scheduler. ``scheduler`` holds diffusers' scheduler settings, as they will stand in the bundle's ``scheduler_config.json``.
     ``masks`` is the share of training targets of which only some orders are asked for, ``condition_dropout`` the
     share of which nothing is asked (classifier-free guidance). ``height_power`` p shows samples as often as height**p says: tall pillars,
-    in which light scatters many times, are what takes long to learn. ``sampling_steps`` is the bundle's default.
+    in which light scatters many times, are what takes long to learn. ``sampling_steps`` is the bundle's default. ``channels`` are keys of
+    further maps in the data that the network is conditioned on beside ``Rm`` and ``Tm``; see ``runtime.channels``.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Recipe:
     height_power: float = 0.0
     validation_fraction: float = 0.08
     seed: int = 0
+    channels: list[str] = dataclasses.field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -159,7 +162,8 @@ def from_dict(fields: Mapping[str, Any], where: str) -> Recipe:
     Raises:
         DataError: unknown or missing field, or a value out of its choices.
     """
-    missing = [f.name for f in dataclasses.fields(Recipe) if f.default is dataclasses.MISSING and f.name not in fields]
+    needed = [f.name for f in dataclasses.fields(Recipe) if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    missing = [name for name in needed if name not in fields]
     if missing:
         raise DataError(f"{where} lacks the field '{missing[0]}'; add it or name a 'base' recipe")
     unknown = sorted(set(fields) - {f.name for f in dataclasses.fields(Recipe)})
@@ -203,6 +207,12 @@ def override(recipe: Recipe, fields: Mapping[str, Any], where: str) -> Recipe:
     for key, allowed in _CHOICES.items():
         if getattr(recipe, key) not in allowed:
             raise DataError(f"{where}: '{key}' is {getattr(recipe, key)!r}; choose {', '.join(allowed)}")
+    wrong = fault(recipe.channels)
+    if wrong:
+        raise DataError(f"{where}: 'channels' {wrong}")
+    if recipe.channels and (recipe.layout != "orders" or recipe.objective != "denoising"):
+        what = f"the layout '{recipe.layout}'" if recipe.layout != "orders" else f"the objective '{recipe.objective}'"
+        raise DataError(f"{where}: 'channels' names '{recipe.channels[0]}' and {what} has no place for further maps; leave 'channels' out")
     for key in ("batch_size", "epochs", "lr"):
         if not getattr(recipe, key) > 0:
             raise DataError(f"{where}: '{key}' is {getattr(recipe, key)}; it must be above 0")

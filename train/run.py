@@ -48,11 +48,12 @@ def fitted(recipe: Recipe, data: DataSet) -> Recipe:
                 f"patterns of {n} x {n} with order maps of {side} x {side} do not fit the canvas of {recipe.canvas}; raise 'canvas'"
             )
         return recipe
-    for name, value in (("size", n), ("orders", side // 2)):
+    maps = {"maps": 2 + len(recipe.channels)} if recipe.channels or "maps" in recipe.network_arguments else {}
+    for name, value in {"size": n, "orders": side // 2, **maps}.items():
         stated = recipe.network_arguments.get(name, value)
         if stated != value:
             raise DataError(f"the recipe's network has {name} {stated} and the data have {value}; leave '{name}' out of network_arguments")
-    return dataclasses.replace(recipe, network_arguments={**recipe.network_arguments, "size": n, "orders": side // 2})
+    return dataclasses.replace(recipe, network_arguments={**recipe.network_arguments, "size": n, "orders": side // 2, **maps})
 
 
 def open_run(path: Path, recipe: Recipe, source: Path, data: DataSet, resume: bool, init: Path | None = None) -> Run:
@@ -64,7 +65,7 @@ def open_run(path: Path, recipe: Recipe, source: Path, data: DataSet, resume: bo
     training, validation = split(data, recipe.validation_fraction)
     part = data.take(training)
     conditioning = recipe.network_arguments.get("conditioning", "concatenated")
-    condition = Condition.measure(recipe.layout, part.Rm, part.Tm, part.h, recipe.canvas, conditioning)
+    condition = Condition.measure(recipe.layout, part.Rm, part.Tm, part.h, recipe.canvas, conditioning, part.extra)
     start = None if init is None else {"run": init.resolve().name, "steps": checkpoint.step_of(checkpoint.latest(init))}
     if (path / "recipe.json").exists():
         if not resume:
@@ -91,6 +92,7 @@ def open_run(path: Path, recipe: Recipe, source: Path, data: DataSet, resume: bo
             "pattern_size": int(data.xx.shape[-1]),
             "init": start,
             "geometry": data.geometry.to_dict(),
+            **({"channels": data.channel_geometries()} if data.extra else {}),
         },
     )
     pick = np.concatenate([training[: CALIBRATION[0]], validation[: CALIBRATION[1]]])

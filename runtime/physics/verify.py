@@ -175,12 +175,14 @@ def verify(
         workers, cancel, on_done: as for :func:`solve_many`.
 
     Returns:
-        New designs in the order given, with ``R``, ``T`` and ``score`` (misrouted power) of this solve and ``verified`` True.
+        New designs in the order given, with ``R``, ``T`` and ``score`` (misrouted power) of this solve and ``verified`` True; likewise
+        their ``pairs``, as far as the target asks for them.
 
     Raises:
         TargetError: the target was made for another geometry than a design, or asks for orders beyond a design's maps.
         Cancelled: ``cancel`` said so.
     """
+    from ..pairs import known, scored
     from ..score import misrouted_power
 
     groups: dict[tuple[Geometry, int, tuple[int, ...]], list[int]] = {}
@@ -199,8 +201,10 @@ def verify(
         report = None if on_done is None else _shifted(on_done, len(done), len(designs))
         R, T = solve_many(np.stack([designs[i].pattern for i in members]), heights, geometry, orders, workers, cancel, report)
         scores = np.asarray(misrouted_power(R, T, wanted))
-        for row, i in enumerate(members):
-            done[i] = dataclasses.replace(designs[i], R=R[row], T=T[row], score=float(scores[row]), verified=True)
+        solved = [
+            dataclasses.replace(designs[i], R=R[row], T=T[row], score=float(scores[row]), verified=True) for row, i in enumerate(members)
+        ]
+        done |= zip(members, scored(solved, wanted, known(solved), workers=workers, cancel=_stop(cancel)), strict=True)
     return [done[i] for i in range(len(designs))]
 
 

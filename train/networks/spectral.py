@@ -136,19 +136,20 @@ class ResidualBlock(nn.Module):
 class LightEncoder(nn.Module):
     """Order maps and height -> one token per Fourier component of the pattern, and one embedding for the whole cell.
 
-    Orders that differ by a multiple of N fall on the same component (aliasing), so they share a token.
+    Orders that differ by a multiple of N fall on the same component (aliasing), so they share a token. ``maps`` is the number of order
+    maps: R, T and further ones, each with its mask.
     """
 
-    def __init__(self, size: int, orders: int, tokens: int, embedding: int) -> None:
+    def __init__(self, size: int, orders: int, tokens: int, embedding: int, maps: int = 2) -> None:
         super().__init__()
-        self.size, self.orders, self.tokens = size, orders, tokens
+        self.size, self.orders, self.tokens, self.planes = size, orders, tokens, 2 * maps
         self.blocks_below, self.blocks = aliases(size, orders)
         index = torch.arange(size)
         mirrored = ((-index % size)[:, None] * size + (-index % size)[None]).reshape(-1)
         self.register_buffer("mirrored", mirrored, persistent=False)
         width = 2 * tokens
         self.position = nn.Parameter(torch.zeros(1, width, size * size))
-        self.fold_in = nn.Conv1d(8 * self.blocks**2, width, 1)
+        self.fold_in = nn.Conv1d(2 * self.planes * self.blocks**2, width, 1)
         self.height = nn.Sequential(nn.Linear(33, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.film_1 = nn.Linear(embedding, 2 * width)
         self.mix_1 = nn.Conv1d(width, width, 1)
@@ -161,15 +162,15 @@ class LightEncoder(nn.Module):
     mirrored: torch.Tensor
 
     def fold(self, light: torch.Tensor) -> torch.Tensor:
-        """(B, 4, 2M+1, 2M+1) -> (B, 4 * blocks**2, N*N): order (m, n) at component (m mod N, n mod N)."""
+        """(B, planes, 2M+1, 2M+1) -> (B, planes * blocks**2, N*N): order (m, n) at component (m mod N, n mod N)."""
         below = self.blocks_below * self.size - self.orders
         above = self.blocks * self.size - below - (2 * self.orders + 1)
         padded = functional.pad(light, (below, above, below, above))
-        split = padded.reshape(-1, 4, self.blocks, self.size, self.blocks, self.size)
-        return split.permute(0, 1, 2, 4, 3, 5).reshape(-1, 4 * self.blocks**2, self.size * self.size)
+        split = padded.reshape(-1, self.planes, self.blocks, self.size, self.blocks, self.size)
+        return split.permute(0, 1, 2, 4, 3, 5).reshape(-1, self.planes * self.blocks**2, self.size * self.size)
 
     def forward(self, light: torch.Tensor, height: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """light (B, 4, 2M+1, 2M+1), height (B, 1) in [-1, 1] -> context (B, tokens, N*N), embedding (B, E)."""
+        """light (B, planes, 2M+1, 2M+1), height (B, 1) in [-1, 1] -> context (B, tokens, N*N), embedding (B, E)."""
         folded = self.fold(light)
         tokens = self.fold_in(torch.cat([folded, folded[:, :, self.mirrored]], dim=1)) + self.position
         embedding = self.height(height_features(height))
@@ -188,6 +189,7 @@ class SpectralDenoiser(nn.Module):
         size: N, pixels along one side of the square pattern.
         orders: M, half-width of the order maps (2M+1, 2M+1).
         channels, components, hidden, blocks, tokens, embedding: widths and depth.
+        maps: order maps the light consists of; 2 are R and T.
     """
 
     def __init__(
@@ -200,9 +202,10 @@ class SpectralDenoiser(nn.Module):
         blocks: int = 8,
         tokens: int = 64,
         embedding: int = 192,
+        maps: int = 2,
     ) -> None:
         super().__init__()
-        self.encoder = LightEncoder(size, orders, tokens, embedding)
+        self.encoder = LightEncoder(size, orders, tokens, embedding, maps)
         self.time = nn.Sequential(nn.Linear(64, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.conv_in = CircularConv(1, channels)
         fourier = Fourier(size)
