@@ -91,7 +91,7 @@ def require(where: str, names: Iterable[str], known: Collection[str]) -> None:
     strange = next((name for name in names if name not in known), None)
     if strange is not None:
         what = f"it knows {', '.join(known)}" if known else "it knows none beside R and T"
-        raise TargetError(f"{where}: the channel '{strange}' is not one that this network was trained with; {what}")
+        raise TargetError(f"{where}: the channel '{strange}' is not one that this network was trained with ({what}); leave it out")
 
 
 def read_geometries(arrays: Mapping[str, np.ndarray], names: Iterable[str], where: str) -> dict[str, Geometry]:

@@ -202,7 +202,7 @@ def _arrays(designs: Sequence[Design], target: Target) -> dict[str, np.ndarray]:
         "seed": np.array([d.seed for d in designs], np.int64),
         "candidate": np.array([d.candidate for d in designs], np.int64),
         "geometry": np.array(first.geometry.to_json()),
-        **to_arrays(designs),
+        **to_arrays(designs, nothing),
     }
     _check(arrays, "the designs")
     return arrays

@@ -16,7 +16,7 @@ import numpy as np
 from .channels import label, labels, read_geometries, require
 from .errors import DataError, GeometryError, TargetError
 from .geometry import Geometry
-from .target import Target, check_orders
+from .target import Target, check_orders, checked
 
 if TYPE_CHECKING:
     from .design import Design
@@ -49,7 +49,8 @@ def asked(target: Target, geometries: Mapping[str, Geometry]) -> dict[str, Targe
                 difference = own.difference(geometry) if own is not None else None
                 if difference:
                     raise TargetError(f"{target.name}: 'geometry_{name}' is not the one known of these maps: {difference}; ask for those")
-            found[name] = Target.from_arrays(R, T, target.height_nm, mask_R, mask_T, f"{target.name} at {name}", geometry)
+            where, fields = f"{target.name} at {name}", (f"Rm_{name}", f"Tm_{name}", "height_nm")
+            found[name] = checked(where, fields, R, T, target.height_nm, mask_R, mask_T, where, geometry)
     return found
 
 
@@ -117,13 +118,14 @@ def known(designs: Sequence[Design]) -> dict[str, Geometry]:
     return {name: pair.geometry for design in designs for name, pair in design.pairs.items()}
 
 
-def to_arrays(designs: Sequence[Design]) -> dict[str, np.ndarray]:
-    """The keys of ``designs.npz`` for them: ``Rm_NAME``, ``Tm_NAME``, ``score_NAME``, NaN where not solved, and ``geometry_NAME``."""
+def to_arrays(designs: Sequence[Design], nothing: np.ndarray) -> dict[str, np.ndarray]:
+    """The keys of ``designs.npz`` for them: ``Rm_NAME``, ``Tm_NAME`` and ``score_NAME``, NaN where not solved, and ``geometry_NAME``.
+
+    ``nothing`` (2M+1, 2M+1) is the map of NaN of what was not solved.
+    """
     arrays: dict[str, np.ndarray] = {}
     for name, geometry in known(designs).items():
         pairs = [design.pairs.get(name, Pair(geometry)) for design in designs]
-        side = next((len(pair.R) for pair in pairs if pair.R is not None), 1)
-        nothing = np.full((side, side), np.nan)
         for key, maps in (("Rm", [pair.R for pair in pairs]), ("Tm", [pair.T for pair in pairs])):
             arrays[f"{key}_{name}"] = np.stack([nothing if values is None else values for values in maps]).astype(np.float64)
         arrays[f"score_{name}"] = np.array([np.nan if pair.score is None else pair.score for pair in pairs], np.float64)

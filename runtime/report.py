@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .pairs import known, unverified
+from .pairs import Pair, asked, known, unverified
 
 if TYPE_CHECKING:
     from .design import Design
@@ -21,8 +21,11 @@ _KINDS = {".png": "picture", ".gds": "GDSII", ".mat": "MATLAB", ".npz": "NumPy",
 
 def to_dict(design: Design, target: Target, rank: int) -> dict[str, Any]:
     """One design as JSON values; efficiencies to six decimals, null where not solved."""
-    wanted = {"R": target.R, "T": target.T}
-    achieved = {"R": design.R, "T": design.T}
+    parts = asked(target, {name: pair.geometry for name, pair in design.pairs.items()})
+    by_channel = {
+        "scores_by_channel": {name: design.pairs[name].score for name in parts},
+        "strongest_orders_by_channel": {name: _strongest(part, design.pairs[name]) for name, part in parts.items()},
+    }
     return {
         "rank": rank,
         "score": design.score,
@@ -31,12 +34,18 @@ def to_dict(design: Design, target: Target, rank: int) -> dict[str, Any]:
         "seed": int(design.seed),
         "candidate": int(design.candidate),
         "pattern": ["".join("1" if pixel else "0" for pixel in row) for row in design.pattern],
-        "strongest_orders": [
-            {"side": side, "m": m, "n": n, "wanted": at(wanted[side], m, n), "achieved": at(achieved[side], m, n)}
-            for side, m, n in target.strongest(STRONGEST)
-        ],
-        **({"scores_by_channel": {name: pair.score for name, pair in design.pairs.items()}} if design.pairs else {}),
+        "strongest_orders": _strongest(target, design),
+        **(by_channel if parts else {}),
     }
+
+
+def _strongest(target: Target, solved: Design | Pair) -> list[dict[str, Any]]:
+    """The strongest orders that a target asks for, and what came of them."""
+    wanted, achieved = {"R": target.R, "T": target.T}, {"R": solved.R, "T": solved.T}
+    return [
+        {"side": side, "m": m, "n": n, "wanted": at(wanted[side], m, n), "achieved": at(achieved[side], m, n)}
+        for side, m, n in target.strongest(STRONGEST)
+    ]
 
 
 def channel_words(designs: Sequence[Design], target: Target) -> dict[str, Any]:
@@ -78,7 +87,7 @@ def table(designs: Sequence[Design], target: Target) -> str:
         )
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]]
-    if others:
+    if others and any(design.verified for design in designs):
         lines.append(f"Ranked by R and T alone; 'at {others[0]}' is the misrouted power of Rm_{others[0]} and Tm_{others[0]}.")
     unscored = unverified(target, designs)
     if unscored:

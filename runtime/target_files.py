@@ -34,7 +34,8 @@ from .channels import Channel, fault, label, labels, read_geometries
 from .data import CONVENTIONS, open_npz, read_mat, reorder_lab, square_map
 from .errors import DataError, GeometryError, TargetError
 from .geometry import Geometry
-from .target import Target, checked, numeric
+from .target import Target, checked
+from .target_values import numeric
 
 _KEYS = ("Rm", "Tm", "h")
 _FIELDS = ("height_nm", "orders", "others", "geometry", "channels")

@@ -211,7 +211,7 @@ def override(recipe: Recipe, fields: Mapping[str, Any], where: str) -> Recipe:
     if wrong:
         raise DataError(f"{where}: 'channels' {wrong}")
     if recipe.channels and (recipe.layout != "orders" or recipe.objective != "denoising"):
-        what = f"the layout '{recipe.layout}'" if recipe.layout != "orders" else f"the objective '{recipe.objective}'"
+        what = "the layout 'planes' (lab2023)" if recipe.layout != "orders" else f"the objective '{recipe.objective}'"
         raise DataError(f"{where}: 'channels' names '{recipe.channels[0]}' and {what} has no place for further maps; leave 'channels' out")
     for key in ("batch_size", "epochs", "lr"):
         if not getattr(recipe, key) > 0:
