@@ -35,7 +35,8 @@ class Work:
         """
         from tqdm import tqdm
 
-        for item in tqdm(items, desc=name, unit="target", disable=None if self.progress and len(items) else True, file=sys.stderr):
+        hidden = None if self.progress and len(items) else True  # None: shown on a terminal
+        for item in tqdm(items, desc=name, unit="target", disable=hidden, leave=False, file=sys.stderr):
             if self.stop is not None and self.stop():
                 raise Cancelled("the evaluation was cancelled")
             yield item
