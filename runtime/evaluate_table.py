@@ -64,6 +64,9 @@ def _heights(result: Mapping[str, Any]) -> Iterator[str]:
         row = "".join(f"{_number(band[name]):>9}" for name in shown)
         error = "" if surrogate is None else f"{_number(surrogate['by_height_nm'][k]['median']):>11}"
         yield f"{_band(band):11}{band['count']:>8}{row}{error}"
+    few = {name: len(result["per_target"].get(name, [])) for name in shown}
+    for count in sorted({count for count in few.values() if count < result["targets"]}):
+        yield f"Of the first {count} targets alone: {', '.join(head for name, head in shown.items() if few[name] == count)}."
 
 
 def _comparison(result: Mapping[str, Any]) -> Iterator[str]:

@@ -142,6 +142,7 @@ def test_without_extras(data, cache):
     assert result["baselines"]["random_best_of_64"]["targets"] == compared(result, "random_best_of_64") == 1
     assert wins(result, "random_best_of_64") <= 1
     assert "ranked, the first" in table(result)
+    assert "Of the first 1 targets alone: first 1, first 8, random." in table(result)
     assert result["noise_robustness"] is None
     assert (result["surrogate"], result["calibration"], result["seed_protocol"]) == (None, None, None)
     assert "bundle" not in result["baselines"]
