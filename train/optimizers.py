@@ -26,7 +26,7 @@ class Muon(torch.optim.AdamW):
 
     The step of a matrix A x B is lr * 0.2 * sqrt(max(A, B)) * U V^T, where U S V^T = g + momentum * m, m = momentum * m + g (Nesterov's
     form; Jordan et al., "Muon: an optimizer for hidden layers", 2024). The factor, with which the root mean square is that of AdamW's
-    steps, is Liu et al., arXiv 2502.16982, equation 4. Weight decay is decoupled. A matrix keeps ``momentum_buffer``, one copy of itself.
+    steps, is Liu et al., arXiv 2502.16982, equation 4. Weight decay is decoupled. A matrix keeps one copy of itself, ``momentum_buffer``.
 
     Args:
         network: every parameter is taken; those of rank 2 and more whose sides are both at least ``SMALLEST`` are matrices.
@@ -73,7 +73,9 @@ class Muon(torch.optim.AdamW):
                 state, gradient = self.state[parameter], parameter.grad
                 assert gradient is not None
                 if not state:
-                    state["momentum_buffer"] = torch.zeros_like(gradient)
+                    # The count is AdamW's, which refuses to load a state without one.
+                    state |= {"step": torch.tensor(0.0), "momentum_buffer": torch.zeros_like(gradient)}
+                state["step"] += 1
                 state["momentum_buffer"].mul_(group["momentum"]).add_(gradient)
                 stacked.append(gradient.add(state["momentum_buffer"], alpha=group["momentum"]).reshape(rows, columns))
             # Matrices of one shape, as the blocks of a network have them, are orthogonalised together.

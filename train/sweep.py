@@ -30,7 +30,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.state import AcceleratorState
 
 from runtime.condition import Condition
 from runtime.data import DataSet, load
@@ -42,7 +41,7 @@ from .batches import Batches, split
 from .loop import train
 from .objective import Denoising, Scattering
 from .recipes import Recipe, from_dict, load_recipe, override
-from .sweep_time import seconds_per_step, sized
+from .sweep_time import own_precision, seconds_per_step, sized
 
 BUDGETS = ("epochs", "steps", "seconds")
 YARDSTICKS = {"denoising": "validation MSE of the prediction", "scattering": "validation misrouted power"}
@@ -149,9 +148,9 @@ def sweep(
         row = {"settings": settings, "recipe": recipe.to_dict(), "epochs": recipe.epochs, "status": "started"}
         results["runs"][folder] = row
         write_json(out / "sweep.json", results)
-        AcceleratorState._reset_state(True)  # it keeps the first run's precision for all
         try:
-            train(data, out / folder, recipe, convention=convention, resume=resume, **training)
+            with own_precision():
+                train(data, out / folder, recipe, convention=convention, resume=resume, **training)
             row |= {"status": "done", **_measured(out / folder, samples, parts[fraction][1])}
         except DataError as error:
             if "the loss is" not in str(error):  # anything else would meet the next run too

@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,13 +66,20 @@ def tables(results: Results) -> str:
         cells = ["-"] * 7 if row is None else [_word(row), *_numbers(grid, row, column)]
         best.append([*(_word(value) for value in column), *cells])
     which = f" by {_listed(across)}" if across else ""
-    lines += ["", f"Table 2: minimum of the validation loss{which}", "", *_aligned(best), "", *_caption(results, grid)]
+    lines += [
+        "",
+        f"Table 2: minimum of the validation loss{which}",
+        "",
+        *_aligned(best),
+        "",
+        *(line for words in _caption(results) for line in textwrap.wrap(words, WIDTH)),
+    ]
     failed = {folder: run["reason"] for folder, run in results["runs"].items() if run["status"] == "failed"}
     lines += [f"failed: {folder}: {reason}" for folder, reason in failed.items()]
     return "\n".join(lines)
 
 
-def _caption(results: Results, grid: Grid) -> Iterator[str]:
+def _caption(results: Results) -> Iterator[str]:
     amount = f"{results['amount']:g}"
     yield {
         "epochs": "Budget: epochs. Every run sees the training part equally often; with a larger batch it takes fewer steps.",
@@ -95,7 +103,7 @@ def _blocks(grid: Grid, name: str) -> Iterator[str]:
         columns = grid.columns[start : start + fit]
         for place, axis in enumerate(grid.across):
             yield f"{_short(axis):<{first}}" + "".join(f"{_word(column[place]):>{width}}" for column in columns)
-        yield f"{_short(grid.down):<{first}}"
+        yield _short(grid.down)
         for row in grid.rows:
             cells = []
             for column in columns:
@@ -160,6 +168,8 @@ def heat_maps(path: Path, results: Results) -> None:
     if "loss" in grid.across:
         place = grid.across.index("loss")
         for loss in results["axes"]["loss"]:
+            if results["yardstick"].startswith(f"validation {loss.upper()}"):  # the first panel shows it
+                continue
             columns = [column for column in grid.columns if column[place] == loss]
             panels.append((f"validation loss, {loss}", "validation_loss", columns))
     elif grid.down != "loss":
@@ -190,10 +200,12 @@ def loss_curves(path: Path, out: Path, results: Results) -> None:
     """The validation loss of every run, and faintly the training loss, as it fell: a panel a column of the table, as a PNG."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     grid = Grid(results)
     x_axis = {"epochs": "epoch", "steps": "step", "seconds": "seconds"}[results["budget"]]
-    across = min(len(grid.columns), 3)
+    # A row of panels holds what only the last axis tells apart.
+    across = min(len(results["axes"][grid.across[-1]]), 4) if grid.across else 1
     down = -(-len(grid.columns) // across)
     figure = Figure(figsize=(3.6 * across + 1.2, 2.8 * down + 0.6), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False)
@@ -216,6 +228,10 @@ def loss_curves(path: Path, out: Path, results: Results) -> None:
             label = f"{_short(grid.down)} {_word(row)}"
             panel.plot(x, [point["validation_loss"] for point in points], color=colour(place), linewidth=1.6, marker=mark, label=label)
         panel.set(xlabel=x_axis, ylabel="loss", yscale="log")
+        panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        for formatter in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
+            formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        panel.tick_params(axis="y", which="both", labelsize=8)
         panel.set_title(", ".join(f"{_short(axis)} {_word(value)}" for axis, value in zip(grid.across, column, strict=True)), size=9)
         panel.grid(True, which="both", alpha=0.25)
         limits.setdefault(None if place_of_loss is None else column[place_of_loss], []).append(panel)

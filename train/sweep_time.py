@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -29,9 +31,19 @@ def sized(recipe: Recipe, samples: DataSet) -> dict[str, Any]:
     return {**size, **recipe.network_arguments}
 
 
+@contextlib.contextmanager
+def own_precision() -> Iterator[None]:
+    """accelerate keeps the first precision of a process for good; what is trained inside has its own and leaves none behind."""
+    AcceleratorState._reset_state(True)
+    try:
+        yield
+    finally:
+        AcceleratorState._reset_state(True)
+
+
+@own_precision()
 def seconds_per_step(recipe: Recipe, training: DataSet) -> float:
     """The median time of a step of :func:`train.loop.train` on the training part, measured on throw-away weights."""
-    AcceleratorState._reset_state(True)
     accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(recipe.precision, recipe.precision))
     conditioning = recipe.network_arguments.get("conditioning", "concatenated")
     condition = Condition.measure(recipe.layout, training.Rm, training.Tm, training.h, recipe.canvas, conditioning)
