@@ -23,14 +23,19 @@ from runtime.errors import BackendError
 )
 @click.option("--out", "run", required=True, type=click.Path(path_type=Path), help="Folder for checkpoints, metrics and pictures.")
 @click.option(
-    "--recipe", default="default", show_default=True, metavar="NAME|FILE", help="default, lab2023, surrogate, or a .toml or .json file."
+    "--recipe",
+    metavar="NAME|FILE",
+    help="default, lab2023, surrogate, or a .toml or .json file. Without it: that of the run --resume or --init names, else default.",
 )
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the training part; overrides the recipe.")
 @click.option("--batch-size", type=click.IntRange(1), help="Samples a step; overrides the recipe.")
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate; overrides the recipe.")
 @click.option("--loss", type=click.Choice(["mse", "l1", "huber"]), help="Overrides the recipe.")
 @click.option("--seed", type=click.IntRange(0), help="Of weights, data order and noise; overrides the recipe.")
-@click.option("--init", type=click.Path(path_type=Path), metavar="RUN", help="Start from the weights of another run.")
+@click.option("--validation-fraction", type=click.FloatRange(0, 1, True, True), help="Share set aside; overrides the recipe.")
+@click.option("--init", type=click.Path(path_type=Path), metavar="RUN", help="Start from the weights of another run, to fine-tune it.")
+@click.option("--mix", type=click.Path(), metavar="DATA", help="With --init: data to mix in, so that what they teach is not forgotten.")
+@click.option("--mix-share", type=click.FloatRange(0, 1, True, True), help="Their share of each batch; overrides the recipe's 0.5.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out; the end is the same as of an unbroken run.")
 @click.option(
     "--convention", type=click.Choice(["lab", "metascatter"]), default="lab", show_default=True, help="Index convention of .mat order maps."
@@ -39,14 +44,26 @@ from runtime.errors import BackendError
 @click.option(
     "--sweep", type=click.Path(path_type=Path), metavar="FILE", help="Train a grid of runs into --out and compare them: a .toml file."
 )
+@click.option("--keep", type=click.IntRange(1), default=2, show_default=True, metavar="K", help="Checkpoints that stay: the last K.")
+@click.option(
+    "--pictures-every",
+    type=click.IntRange(0),
+    default=10,
+    show_default=True,
+    metavar="EPOCHS",
+    help="Pictures of samples; of epoch 50 and the last as well, 0 for none at all.",
+)
 def train(
     data_path: str,
     run: Path,
-    recipe: str,
+    recipe: str | None,
     init: Path | None,
+    mix: str | None,
     resume: bool,
     convention: str,
     checkpoint_every: int,
+    keep: int,
+    pictures_every: int,
     sweep: Path | None,
     **overrides: object,
 ) -> None:
@@ -57,6 +74,9 @@ def train(
     python cli.py train --data Si_MS_Scat/ --recipe lab2023 --out runs/lab
     python cli.py train --data data.npz --out runs/first --resume
     python cli.py train --data data.npz --sweep train/sweeps/lab2023.toml --out runs/sweep
+    python cli.py train --data measured/ --init runs/first --mix data.npz --lr 1e-4 --epochs 20 --out runs/tuned
+
+    On several GPUs: torchrun --nproc_per_node 4 cli.py train ... Ctrl-C leaves a checkpoint.
     """
     if sweep is not None:
         if click.get_current_context().get_parameter_source("recipe") is ParameterSource.COMMANDLINE:
@@ -73,11 +93,22 @@ def train(
             click.get_current_context().exit(1)
         return
     with _extra("train"):
+        from train.finetune import recipe_for
         from train.loop import train as run_training
-        from train.recipes import load_recipe
 
-        settings = load_recipe(recipe, overrides)
-        last = run_training(data_path, run, settings, convention=convention, resume=resume, init=init, checkpoint_every=checkpoint_every)
+        settings = recipe_for(recipe, run if resume else None, init, overrides)
+        last = run_training(
+            data_path,
+            run,
+            settings,
+            convention=convention,
+            resume=resume,
+            init=init,
+            mix=mix,
+            checkpoint_every=checkpoint_every,
+            keep=keep,
+            pictures_every=pictures_every,
+        )
     click.echo(f"trained: {last}\nloss curve: {run / 'loss.png'}\nnext: python cli.py export {run} --out bundles/{run.name}")
 
 

@@ -6,6 +6,7 @@ processes, sees exactly what an unbroken one would.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 
@@ -20,7 +21,8 @@ from .channels import channel_masks, every_mirror_holds
 from .recipes import Recipe
 from .symmetry import mirror, shift
 
-_VALIDATION = 2**62  # step number of the validation draws, out of reach of training
+# Numbers of the draws beside those of the steps, out of their reach: of validation, and of the orders of an epoch.
+_VALIDATION, _ORDER, _MIX_ORDER = 2**62, 2**63, 2**63 + 2**62
 
 
 def split(data: DataSet, validation_fraction: float) -> tuple[np.ndarray, np.ndarray]:
@@ -49,21 +51,25 @@ def split(data: DataSet, validation_fraction: float) -> tuple[np.ndarray, np.nda
 
 
 class Batches:
-    """Batches of one part of a data set.
+    """Batches of one part of a data set, or of two mixed.
 
     Args:
         data: the part.
         condition: constants measured on the training part.
-        recipe: batch size, augmentation, masks and seed.
+        recipe: batch size, augmentation, masks, noise on targets and seed.
+        mix: another part of the same cells, of which every training batch takes the recipe's ``mix_share``; an epoch is one of ``data``.
     """
 
-    def __init__(self, data: DataSet, condition: Condition, recipe: Recipe) -> None:
-        self.data, self.condition, self.recipe = data, condition, recipe
-        self.per_epoch = math.ceil(len(data) / recipe.batch_size)
-        heights = data.h.astype(np.float64) ** recipe.height_power
-        self.odds = heights / heights.sum() if recipe.height_power else None
+    def __init__(self, data: DataSet, condition: Condition, recipe: Recipe, mix: DataSet | None = None) -> None:
+        self.data, self.condition, self.recipe, self.mix = data, condition, recipe, mix
+        # Both kinds are in every batch, however small the share.
+        self.mixed = 0 if mix is None else min(max(1, round(recipe.mix_share * recipe.batch_size)), recipe.batch_size - 1)
+        if mix is not None and self.mixed < 1:
+            raise DataError(f"a batch of {recipe.batch_size} cannot hold two kinds of samples; raise --batch-size")
+        self.own = recipe.batch_size - self.mixed
+        self.per_epoch = math.ceil(len(data) / self.own)
         self.mirrors = recipe.mirrors and every_mirror_holds(data.geometry, data.geometries.values())
-        self.timesteps = int(recipe.scheduler.get("num_train_timesteps", 0))
+        self.timesteps = int(recipe.scheduler.get("num_train_timesteps", 1000)) if recipe.objective != "scattering" else 0
         size = data.xx.shape[-1]
         self.side = recipe.canvas or size
         self.start = (self.side - size) // 2
@@ -75,11 +81,24 @@ class Batches:
         The last batch of an epoch is filled up from its beginning, so that every batch has the same size. With the recipe's
         ``height_power`` an epoch is as many draws with replacement as there are samples.
         """
-        epoch, position = divmod(step, self.per_epoch)
-        draws = np.random.Generator(np.random.Philox(key=[self.recipe.seed, 2**63 + epoch]))
-        order = draws.permutation(len(self.data)) if self.odds is None else draws.choice(len(self.data), len(self.data), p=self.odds)
-        index = np.take(order, np.arange(position * self.recipe.batch_size, (position + 1) * self.recipe.batch_size), mode="wrap")
-        return self._assemble(self.data.take(index), np.random.Generator(np.random.Philox(key=[self.recipe.seed, step])), True)
+        part = self.data.take(self._drawn(self.data, step, self.own, _ORDER))
+        if self.mix is not None:
+            more = self.mix.take(self._drawn(self.mix, step, self.mixed, _MIX_ORDER))
+            xx, h, Rm, Tm = (np.concatenate([getattr(part, key), getattr(more, key)]) for key in ("xx", "h", "Rm", "Tm"))
+            extra = {name: np.concatenate([maps, more.extra[name]]) for name, maps in part.extra.items()}
+            part = dataclasses.replace(part, xx=xx, h=h, Rm=Rm, Tm=Tm, extra=extra)
+        return self._assemble(part, np.random.Generator(np.random.Philox(key=[self.recipe.seed, step])), True)
+
+    def _drawn(self, data: DataSet, step: int, count: int, stream: int) -> np.ndarray:
+        """Indices (count,) into ``data`` of a step: successive pieces of a new order each time ``data`` has been gone through."""
+        epoch, position = divmod(step, math.ceil(len(data) / count))
+        draws = np.random.Generator(np.random.Philox(key=[self.recipe.seed, stream + epoch]))
+        if self.recipe.height_power:
+            odds = data.h.astype(np.float64) ** self.recipe.height_power
+            order = draws.choice(len(data), len(data), p=odds / odds.sum())
+        else:
+            order = draws.permutation(len(data))
+        return np.take(order, np.arange(position * count, (position + 1) * count), mode="wrap")
 
     def validation(self, limit: int = 2048) -> dict[str, np.ndarray]:
         """One fixed batch of the first ``limit`` samples: the same noise and timesteps whenever it is asked for."""
@@ -106,10 +125,16 @@ class Batches:
         window = slice(self.start, self.start + patterns.shape[-1])
         # The pattern is mapped to [-1, 1]; a canvas around it stays at 0.
         sample[:, 0, window, window] = 2.0 * patterns - 1.0
+        noise = rng.standard_normal(sample.shape, dtype=np.float32)
+        timestep = rng.integers(0, self.timesteps, count)
+        if augment and self.recipe.target_noise:
+            # Drawn last: a recipe without it sees what it always saw. An efficiency stays at 0 or above.
+            spread = self.recipe.target_noise * rng.standard_normal((2, *R.shape), dtype=np.float32)
+            R, T = R * np.maximum(1 + spread[0], 0), T * np.maximum(1 + spread[1], 0)
         return {
             "sample": sample,
-            "noise": rng.standard_normal(sample.shape, dtype=np.float32),
-            "timestep": rng.integers(0, self.timesteps, count),
+            "noise": noise,
+            "timestep": timestep,
             **self.condition.arrays(R, T, part.h, mask_R, mask_T, extra, masks),
         }
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import secrets
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +18,38 @@ from runtime.files import atomic_directory
 
 
 def save(
-    run: Path, step: int, model: dict[str, torch.Tensor], ema: dict[str, torch.Tensor], optimizer: dict[str, Any], keep: int = 2
+    run: Path,
+    step: int,
+    model: dict[str, torch.Tensor],
+    ema: dict[str, torch.Tensor],
+    optimizer: dict[str, Any],
+    keep: int = 2,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write ``run/checkpoints/step-XXXXXXXX`` and remove all but the newest ``keep``."""
+    """Write ``run/checkpoints/step-XXXXXXXX`` and remove all but the newest ``keep``. ``more`` are JSON values to find again."""
     tensors: dict[str, torch.Tensor] = {}
     for index, state in optimizer["state"].items():
         for name, value in state.items():
             tensors[f"{index}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
+    facts = {"step": step, "param_groups": optimizer["param_groups"], **(more or {})}
     with atomic_directory(run / "checkpoints" / f"step-{step:08d}") as work:
         for name, part in (("model", model), ("ema", ema)):
             save_file({k: v.detach().cpu().contiguous() for k, v in part.items()}, work / f"{name}.safetensors")
         save_file(tensors, work / "optimizer.safetensors")
-        (work / "state.json").write_text(json.dumps({"step": step, "param_groups": optimizer["param_groups"]}) + "\n", encoding="utf-8")
+        (work / "state.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
     for old in found(run)[:-keep]:
-        shutil.rmtree(old)
+        # Out of sight first: a kill in the middle must not leave half a checkpoint under a whole one's name.
+        gone = old.with_name(f".{old.name}.{secrets.token_hex(6)}")
+        old.rename(gone)
+        shutil.rmtree(gone)
+
+
+def sweep(run: Path) -> None:
+    """Remove what killed processes left half-written in a run folder (see ``runtime.files``), so that it does not pile up."""
+    for folder in (run, run / "checkpoints", run / "samples"):
+        for path in folder.glob(".*"):
+            if re.fullmatch(r"\..+\.[0-9a-f]{12}(\.\w+)?", path.name):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def found(run: Path) -> list[Path]:
@@ -48,9 +69,23 @@ def latest(run: Path) -> Path:
     return checkpoints[-1]
 
 
+def state_of(checkpoint: Path) -> dict[str, Any]:
+    """The facts of a checkpoint: ``step``, the optimiser's ``param_groups`` and what else was saved with it.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    path = checkpoint / "state.json"
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        return {**state, "step": int(state["step"]), "param_groups": list(state["param_groups"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read ({error!r}); remove that checkpoint to go on from the one before") from None
+
+
 def step_of(checkpoint: Path) -> int:
-    """The step at which a checkpoint was written."""
-    return int(json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["step"])
+    """The step at which a checkpoint was written. Raises DataError as :func:`state_of` does."""
+    return state_of(checkpoint)["step"]
 
 
 def load_weights(checkpoint: Path, name: str = "ema") -> dict[str, torch.Tensor]:
@@ -67,8 +102,8 @@ def load_weights(checkpoint: Path, name: str = "ema") -> dict[str, torch.Tensor]
 
 
 def load_optimizer(checkpoint: Path) -> tuple[int, dict[str, Any]]:
-    """Step and optimiser state of a checkpoint."""
-    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    """Step and optimiser state of a checkpoint. Raises DataError as :func:`state_of` and :func:`load_weights` do."""
+    state = state_of(checkpoint)
     moments: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in load_weights(checkpoint, "optimizer").items():
         index, name = key.split(".", 1)

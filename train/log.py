@@ -4,31 +4,44 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import DataError
+from runtime.files import atomic_file
 from runtime.version import __version__
 
 from .pictures import loss_curve
 
+_REDRAW_S = 10.0  # seconds between drawings of the loss curve: short epochs would spend their time on it
+
 
 class Log:
-    """``metrics.jsonl``, its picture, and TensorBoard's event files; rows after the step we resume from are dropped."""
+    """``metrics.jsonl``, its picture, and TensorBoard's event files; rows after the step we resume from are dropped.
 
-    def __init__(self, out: Path, step: int, main: bool) -> None:
-        self.out, self.main = out, main
+    Args:
+        out: the run folder.
+        step, total: where this process begins, and the run's last step.
+        epochs: passes over the data in all.
+        main: whether this process writes.
+        lines: whether to write a line an epoch to stderr, for log files; a terminal has a progress bar.
+        state: what :meth:`state` gave when the checkpoint we resume from was written.
+    """
+
+    def __init__(self, out: Path, step: int, total: int, epochs: int, main: bool, lines: bool, state: Mapping[str, Any]) -> None:
+        self.out, self.main, self.lines = out, main, lines
+        self.first, self.total, self.epochs = step, total, epochs
         self.path = out / "metrics.jsonl"
-        self.sum, self.count, self.started = 0.0, 0, time.time()
+        self.sum, self.count = float(state.get("sum", 0.0)), int(state.get("count", 0))
+        self.started, self.drawn = time.monotonic(), -math.inf
         self.board: Any = None
         if main:
             rows = [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")] if self.path.exists() else []
             rows = [row for row in rows if row["step"] <= step]
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            os.replace(temporary, self.path)
+            with atomic_file(self.path) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
             self.before = rows[-1]["seconds"] if rows else 0.0
             from torch.utils.tensorboard import SummaryWriter
 
@@ -39,27 +52,55 @@ class Log:
         self.sum, self.count = self.sum + loss, self.count + 1
         return self.sum / self.count
 
-    def write(self, step: int, epoch: float, loss: float, validation: float, lr: float) -> None:
+    def state(self) -> dict[str, Any]:
+        """The mean's parts as JSON, so that a row is the same whether or not a kill fell into its epoch."""
+        return {"sum": self.sum, "count": self.count}
+
+    def write(self, step: int, epoch: float, loss: float, validation: Mapping[str, float], lr: float) -> None:
+        """A row: the mean loss since the last one, and the validation losses by name."""
         self.sum, self.count = 0.0, 0
         if not self.main:
             return
-        if not math.isfinite(loss):
-            raise DataError(f"the loss is {loss} at step {step}; lower --lr, or look for damaged samples")
-        row = {
-            "step": step,
-            "epoch": epoch,
-            "loss": loss,
-            "validation_loss": validation,
-            "lr": lr,
-            "seconds": round(self.before + time.time() - self.started, 1),
-            "version": __version__,
-        }
+        seconds = time.monotonic() - self.started
+        values = {"loss": loss, **validation, "lr": lr}
+        row = {"step": step, "epoch": epoch, **values, "seconds": round(self.before + seconds, 1), "version": __version__}
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        for name in ("loss", "validation_loss", "lr"):
-            self.board.add_scalar(name, row[name], step)
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+        if self.lines:
+            rate = (step - self.first) / max(seconds, 1e-9)
+            losses = " · ".join(f"{name.replace('_loss', '').replace('_', ' ')} {value:.4f}" for name, value in validation.items())
+            left = "done" if step >= self.total else f"{duration((self.total - step) / rate)} left"
+            sys.stderr.write(f"epoch {epoch:g}/{self.epochs} · loss {loss:.4f} · {losses} · {speed(rate)} · {left}\n")
+            sys.stderr.flush()
+        if time.monotonic() - self.drawn > _REDRAW_S:
+            self._draw()
+
+    def _draw(self) -> None:
         loss_curve(self.path, self.out / "loss.png")
+        self.drawn = time.monotonic()
 
     def close(self) -> None:
-        if self.board is not None:
+        """Draw the last curve and end TensorBoard's file."""
+        if self.main:
+            if self.path.stat().st_size:
+                self._draw()
             self.board.close()
+
+
+def speed(rate: float) -> str:
+    """Steps a second in words; seconds a step where that is the larger number."""
+    return f"{rate:.3g} steps/s" if rate >= 1 else f"{1 / max(rate, 1e-9):.3g} s/step"
+
+
+def duration(seconds: float) -> str:
+    """A time in words, in its two largest units."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

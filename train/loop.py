@@ -1,27 +1,36 @@
 """The training loop: one for every recipe, on one CPU or many GPUs through accelerate.
 
 A step depends on the weights, the optimiser's state and its own number alone (see ``batches``), so a run that was
-killed and resumed ends byte-identical to one that was not.
+killed and resumed ends byte-identical to one that was not. Several processes share each batch, and their losses and
+gradients are those of one process with the whole of it:
+
+    torchrun --nproc_per_node 4 cli.py train --data data.npz --out runs/first
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sized
+from collections.abc import Iterator, Mapping, Sized
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm.auto import tqdm
 
-from runtime.data import load
+from runtime.data import DataSet, load
+from runtime.errors import BackendError, Cancelled, DataError
 from runtime.files import write_json
 
-from . import checkpoint, networks, optimizers
+from . import checkpoint, networks, optimizers, samples
 from .batches import Batches
+from .finetune import load_into
+from .interrupt import Interrupts
 from .log import Log
 from .networks.surrogate import Surrogate
 from .objective import Denoising, Scattering, objective
@@ -39,7 +48,10 @@ def train(
     convention: str = "lab",
     resume: bool = False,
     init: Path | None = None,
+    mix: str | Path | None = None,
     checkpoint_every: int = 500,
+    keep: int = 2,
+    pictures_every: int = 10,
     progress: bool = True,
     stop_after: int | None = None,
 ) -> Path:
@@ -48,55 +60,72 @@ def train(
     Args:
         data: an ``.npz``, a folder of shards, or the lab's folder of ``.mat`` files in ``convention``.
         resume: go on from the last checkpoint of ``out``; a fresh run where there is none yet.
-        init: another run whose EMA weights to start from.
+        init: another run whose EMA weights, condition constants and geometry to start from.
+        mix: a second data set, of which every batch takes the recipe's ``mix_share``, so that fine-tuning does not forget it.
         checkpoint_every: steps between checkpoints (one is also written at the end).
+        keep: how many checkpoints stay.
+        pictures_every: epochs between pictures of samples; 0 for none. Epoch 50, the seed paper's, and the last have one as well.
+        progress: a bar on a terminal's stderr, a line an epoch on another.
         stop_after: end after this many steps with a checkpoint, as a kill would between two of them.
 
     Raises:
         DataError: unusable data, or an ``out`` that holds another run.
+        BackendError: this computer cannot compute as the recipe asks.
+        Cancelled: Ctrl-C; a checkpoint was written.
     """
-    samples = load(data, convention, extra=recipe.channels)
-    recipe = fitted(recipe, samples)
-    run = open_run(out, recipe, Path(data), samples, resume, init)
-    accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(recipe.precision, recipe.precision))
-    torch.manual_seed(recipe.seed)
-    batches = Batches(run.data.take(run.training), run.condition, recipe)
-    network = networks.build(recipe.network, recipe.network_arguments)
-    if isinstance(network, Surrogate):
-        network.measure(run.condition)
+    samples_in = load(data, convention, extra=recipe.channels)
+    mixed = None if mix is None else load(mix, convention, extra=recipe.channels)
+    recipe = fitted(recipe, samples_in)
     goal = objective(recipe)
-    if isinstance(goal, Denoising):
-        config = dict(goal.scheduler.config)
-        # diffusers keeps this in a set, whose order changes from process to process.
-        write_json(out / "scheduler_config.json", {**config, "_use_default_values": sorted(config.get("_use_default_values", []))})
+    accelerator = _accelerator(recipe)
+    run = open_run(out, recipe, Path(data), samples_in, resume, init, mixed, None if mix is None else Path(mix))
+    batches = Batches(run.data.take(run.training), run.condition, recipe, None if run.mix is None else run.mix.take(run.mix_training))
+    torch.manual_seed(recipe.seed)
+    network = _network(run)
     if init is not None:
-        network.load_state_dict(checkpoint.load_weights(checkpoint.latest(init)))
+        load_into(network, init)
     optimizer = optimizers.build(recipe, network)
-    step = 0
     ema = EMAModel(network.parameters(), decay=recipe.ema_decay, use_ema_warmup=True, power=0.75)
+    step, state = 0, dict[str, Any]()
     if resume and checkpoint.found(out):
-        step = _restore(checkpoint.latest(out), network, ema, optimizer)
+        step, state = _restore(checkpoint.latest(out), network, ema, optimizer, accelerator)
+    # Everything was read; now the main process may write.
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        run.write(accelerator.num_processes)
+        if isinstance(goal, Denoising):
+            config = dict(goal.scheduler.config)
+            # diffusers keeps this in a set, whose order changes from process to process.
+            write_json(out / "scheduler_config.json", {**config, "_use_default_values": sorted(config.get("_use_default_values", []))})
     model, optimizer = accelerator.prepare(network, optimizer)
+    if recipe.compile:
+        model = torch.compile(model)
     ema.to(accelerator.device)
     total = recipe.epochs * batches.per_epoch
     last = total if stop_after is None else min(total, step + stop_after)
-    log = Log(out, step, accelerator.is_main_process)
-    held = batches_of(run, accelerator)
+    held = held_out(run, accelerator)
+    visible = progress and accelerator.is_main_process
+    bar = tqdm(total=total, initial=step, unit="step", desc=recipe.name, disable=None if visible else True)
+    log = Log(out, step, total, recipe.epochs, accelerator.is_main_process, visible and bar.disable, state.get("log", {}))
 
     def save() -> None:
         if accelerator.is_main_process:
-            state = network.state_dict()
+            weights = network.state_dict()
             shadow = dict(zip((n for n, _ in network.named_parameters()), ema.shadow_params, strict=True))
-            checkpoint.save(out, step, state, {**state, **shadow}, optimizer.state_dict())
+            more = {"log": log.state(), **({} if accelerator.scaler is None else {"scaler": accelerator.scaler.state_dict()})}
+            checkpoint.save(out, step, weights, {**weights, **shadow}, optimizer.state_dict(), keep, more)
 
-    bar = tqdm(total=total, initial=step, unit="step", desc=recipe.name, disable=None if progress and accelerator.is_main_process else True)
-    with bar:
+    with contextlib.closing(log), bar, _compiling(recipe), Interrupts() as interrupts:
         while step < last:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, step, total)
-            batch = _to_device(_share(batches.training(step), accelerator), accelerator)
+            batch, weight = _share(batches.training(step), accelerator)
+            # Whatever the network draws depends on the step alone, like all the rest.
+            torch.manual_seed(_step_seed(recipe.seed, step, accelerator.process_index))
             with accelerator.autocast():
-                loss = goal(model, batch)
+                loss = goal(model, _to_device(batch, accelerator))
+            if weight != 1:
+                loss = loss * weight
             accelerator.backward(loss)
             if recipe.gradient_clip > 0:
                 accelerator.clip_grad_norm_(model.parameters(), recipe.gradient_clip)
@@ -105,14 +134,24 @@ def train(
             ema.step(network.parameters())
             step += 1
             bar.update()
-            mean = log.add(accelerator.reduce(loss.detach(), "mean").item())
+            value, stop = _agree(loss, interrupts.asked, accelerator)
+            mean = log.add(value)
+            if not math.isfinite(mean):
+                raise DataError(f"the loss is {mean} at step {step}; lower --lr, or look for damaged samples")
             if step % batches.per_epoch == 0 or step == total:
-                validation = _validate(network, ema, goal, held, accelerator)
-                log.write(step, step / batches.per_epoch, mean, validation, learning_rate(recipe, step - 1, total))
-                bar.set_postfix(loss=f"{mean:.4f}", val=f"{validation:.4f}")
-            if step % checkpoint_every == 0 or step == last:
+                epoch = step / batches.per_epoch
+                with _averaged(network, ema):
+                    losses = {name: _validate(network, goal, part) for name, part in held.items()}
+                    if accelerator.is_main_process and _pictured(epoch, recipe.epochs, pictures_every):
+                        samples.picture(out / "samples" / f"epoch-{round(epoch):03d}.png", epoch, run, network, accelerator.device)
+                log.write(step, epoch, mean, losses, learning_rate(recipe, step - 1, total))
+                bar.set_postfix(loss=f"{mean:.4f}", val=f"{losses['validation_loss']:.4f}")
+            if step % checkpoint_every == 0 or step == last or stop:
                 save()
-    log.close()
+            if stop and step < last:
+                raise Cancelled(
+                    f"interrupted after {step} of {total} steps, kept in {checkpoint.latest(out)}; the same command with --resume goes on"
+                )
     return checkpoint.latest(out)
 
 
@@ -124,32 +163,105 @@ def learning_rate(recipe: Recipe, step: int, total: int) -> float:
     return recipe.lr * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total))))
 
 
-def batches_of(run: Run, accelerator: Accelerator) -> dict[str, torch.Tensor]:
-    """The fixed validation batch on the accelerator's device."""
-    return _to_device(Batches(run.data.take(run.validation), run.condition, run.recipe).validation(), accelerator)
+def held_out(run: Run, accelerator: Accelerator) -> dict[str, dict[str, torch.Tensor]]:
+    """The fixed validation batches on the accelerator's device, by the name of their loss."""
+    parts: dict[str, DataSet] = {"validation_loss": run.data.take(run.validation)}
+    if run.mix is not None:
+        parts["validation_loss_mix"] = run.mix.take(run.mix_validation)
+    return {name: _to_device(Batches(part, run.condition, run.recipe).validation(), accelerator) for name, part in parts.items()}
 
 
-def _restore(path: Path, network: nn.Module, ema: EMAModel, optimizer: torch.optim.Optimizer) -> int:
+def _accelerator(recipe: Recipe) -> Accelerator:
+    """accelerate's view of this process and its fellows. Without a GPU it has to be told, or processes would not find each other."""
+    if recipe.precision == "fp16" and not torch.cuda.is_available():
+        raise BackendError("the precision fp16 needs an NVIDIA GPU, which was not found; train with the precision bf16 or fp32")
+    # accelerate keeps the precision of the first run of a process for all others.
+    AcceleratorState._reset_state()
+    return Accelerator(mixed_precision={"fp32": "no"}.get(recipe.precision, recipe.precision), cpu=not torch.cuda.is_available())
+
+
+def _network(run: Run) -> nn.Module:
+    recipe = run.recipe
+    if recipe.network not in networks.NETWORKS:
+        raise DataError(f"there is no network '{recipe.network}'; choose {', '.join(networks.NETWORKS)}")
+    try:
+        network = networks.build(recipe.network, recipe.network_arguments)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the network '{recipe.network}' cannot be made with the recipe's network_arguments ({error})") from None
+    if isinstance(network, Surrogate):
+        network.measure(run.condition)
+    return network
+
+
+def _restore(
+    path: Path, network: nn.Module, ema: EMAModel, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+) -> tuple[int, dict[str, Any]]:
     network.load_state_dict(checkpoint.load_weights(path, "model"))
     weights = checkpoint.load_weights(path, "ema")
     ema.shadow_params = [weights[name].clone() for name, _ in network.named_parameters()]
-    step, state = checkpoint.load_optimizer(path)
-    optimizer.load_state_dict(state)
+    step, moments = checkpoint.load_optimizer(path)
+    optimizer.load_state_dict(moments)
     ema.optimization_step = step
-    return step
+    state = checkpoint.state_of(path)
+    if accelerator.scaler is not None and "scaler" in state:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    return step, state
 
 
 def _rows(batch: Mapping[str, Sized]) -> int:
     return len(next(iter(batch.values())))
 
 
-def _share(batch: dict[str, np.ndarray], accelerator: Accelerator) -> dict[str, np.ndarray]:
-    """This process's equal part of a global batch."""
+def _share(batch: dict[str, np.ndarray], accelerator: Accelerator) -> tuple[dict[str, np.ndarray], float]:
+    """This process's part of a global batch, and the factor of its loss.
+
+    Gradients are averaged over processes, so a part's loss counts by how much larger than the average part it is: the mean over
+    processes is then the mean over the global batch, whether or not the batch can be divided evenly.
+    """
+    processes, index, rows = accelerator.num_processes, accelerator.process_index, _rows(batch)
+    if processes == 1:
+        return batch, 1.0
+    start, end = rows * index // processes, rows * (index + 1) // processes
+    return {key: value[start:end] for key, value in batch.items()}, processes * (end - start) / rows
+
+
+def _agree(loss: torch.Tensor, asked: bool, accelerator: Accelerator) -> tuple[float, bool]:
+    """The loss of the global batch, and whether any process was asked to stop: all have to at the same step."""
     if accelerator.num_processes == 1:
-        return batch
-    each = _rows(batch) // accelerator.num_processes
-    start = accelerator.process_index * each
-    return {key: value[start : start + each] for key, value in batch.items()}
+        return loss.item(), asked
+    value, stop = accelerator.reduce(torch.stack([loss.detach().float(), torch.tensor(float(asked), device=loss.device)]), "mean").tolist()
+    return value, stop > 0
+
+
+def _step_seed(seed: int, step: int, process: int) -> int:
+    return int(np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)[0])
+
+
+def _pictured(epoch: float, epochs: int, every: int) -> bool:
+    return every > 0 and (epoch % every == 0 or epoch in (50, epochs))
+
+
+@contextlib.contextmanager
+def _compiling(recipe: Recipe) -> Iterator[None]:
+    """What torch.compile lacks, in one sentence."""
+    try:
+        yield
+    except torch._dynamo.exc.TorchDynamoException as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BackendError(f"torch.compile failed ({reason}); install a C++ compiler, or set 'compile' to false") from None
+
+
+@contextlib.contextmanager
+def _averaged(network: nn.Module, ema: EMAModel) -> Iterator[None]:
+    """The network with its EMA weights, evaluating; afterwards as it was."""
+    network.eval()
+    ema.store(network.parameters())
+    ema.copy_to(network.parameters())
+    try:
+        yield
+    finally:
+        ema.restore(network.parameters())
+        network.train()
 
 
 def _to_device(batch: dict[str, np.ndarray], accelerator: Accelerator) -> dict[str, torch.Tensor]:
@@ -157,17 +269,10 @@ def _to_device(batch: dict[str, np.ndarray], accelerator: Accelerator) -> dict[s
 
 
 @torch.no_grad()
-def _validate(
-    network: nn.Module, ema: EMAModel, goal: Denoising | Scattering, batch: dict[str, torch.Tensor], accelerator: Accelerator
-) -> float:
-    """Loss of the EMA weights on the fixed validation batch."""
-    network.eval()
-    ema.store(network.parameters())
-    ema.copy_to(network.parameters())
+def _validate(network: nn.Module, goal: Denoising | Scattering, batch: dict[str, torch.Tensor]) -> float:
+    """Mean loss of a fixed batch."""
     total, count = 0.0, _rows(batch)
     for start in range(0, count, 256):
         part = {key: value[start : start + 256] for key, value in batch.items()}
         total += goal(network, part).item() * _rows(part)
-    ema.restore(network.parameters())
-    network.train()
     return total / count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,6 +49,10 @@ class Recipe:
     masks: float = 0.0
     condition_dropout: float = 0.0
     height_power: float = 0.0
+    min_snr_gamma: float = 0.0
+    target_noise: float = 0.0
+    compile: bool = False
+    mix_share: float = 0.5
     validation_fraction: float = 0.08
     seed: int = 0
     channels: list[str] = dataclasses.field(default_factory=list)
@@ -153,7 +158,7 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe
         recipe = _from_file(Path(name))
     else:
         raise DataError(f"there is no recipe '{name}'; choose {', '.join(RECIPES)} or name a .json or .toml file")
-    return override(recipe, {k: v for k, v in (overrides or {}).items() if v is not None}, "the command line")
+    return override(recipe, overrides or {}, "the command line")
 
 
 def from_dict(fields: Mapping[str, Any], where: str) -> Recipe:
@@ -187,23 +192,46 @@ def _from_file(path: Path) -> Recipe:
 
 
 def override(recipe: Recipe, fields: Mapping[str, Any], where: str) -> Recipe:
-    """The recipe with other values in some fields; the tables ``scheduler`` and ``network_arguments`` are merged.
+    """The recipe with other values in some fields; None leaves a field, and the tables ``scheduler`` and ``network_arguments`` are merged.
 
     Raises:
         DataError: unknown field, or a value of another kind or out of its choices; ``where`` says who wrote it.
     """
+    fields = {key: value for key, value in fields.items() if value is not None}
     unknown = sorted(set(fields) - {f.name for f in dataclasses.fields(Recipe)})
     if unknown:
         raise DataError(f"{where} has the unknown recipe field '{unknown[0]}'")
-    for key, value in fields.items():
-        kind = type(getattr(recipe, key))
-        # A whole number does for a fraction, but neither True for a number nor a number for a word.
-        if type(value) is not kind and not (kind is float and type(value) is int):
-            raise DataError(f"{where}: '{key}' is {value!r}; expected a value such as {getattr(recipe, key)!r}")
     for key in ("scheduler", "network_arguments"):
         if isinstance(fields.get(key), Mapping):
             fields = {**fields, key: {**getattr(recipe, key), **fields[key]}}
     recipe = dataclasses.replace(recipe, **fields)
+    _check(recipe, where)
+    return recipe
+
+
+# What a field of each annotation may hold; a bool is no number.
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "str": ((str,), "a text"),
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+    "dict[str, Any]": ((dict,), "a table"),
+    "list[str]": ((list,), "a list of names"),
+}
+# Lowest value, whether it is allowed itself, and highest.
+_BOUNDS = {
+    **dict.fromkeys(("batch_size", "epochs", "lr"), (0.0, False, math.inf)),
+    **dict.fromkeys(("validation_fraction", "mix_share"), (0.0, False, 1.0)),
+    **dict.fromkeys(("warmup_steps", "gradient_clip", "min_snr_gamma", "target_noise", "seed", "canvas"), (0.0, True, math.inf)),
+    **dict.fromkeys(("masks", "condition_dropout", "ema_decay"), (0.0, True, 1.0)),
+}
+
+
+def _check(recipe: Recipe, where: str) -> None:
+    for field in dataclasses.fields(recipe):
+        value, (kinds, words) = getattr(recipe, field.name), _KINDS[str(field.type)]
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise DataError(f"{where}: '{field.name}' is {value!r}; expected {words}")
     for key, allowed in _CHOICES.items():
         if getattr(recipe, key) not in allowed:
             raise DataError(f"{where}: '{key}' is {getattr(recipe, key)!r}; choose {', '.join(allowed)}")
@@ -213,7 +241,13 @@ def override(recipe: Recipe, fields: Mapping[str, Any], where: str) -> Recipe:
     if recipe.channels and (recipe.layout != "orders" or recipe.objective != "denoising"):
         what = "the layout 'planes' (lab2023)" if recipe.layout != "orders" else f"the objective '{recipe.objective}'"
         raise DataError(f"{where}: 'channels' names '{recipe.channels[0]}' and {what} has no place for further maps; leave 'channels' out")
-    for key in ("batch_size", "epochs", "lr"):
-        if not getattr(recipe, key) > 0:
-            raise DataError(f"{where}: '{key}' is {getattr(recipe, key)}; it must be above 0")
-    return recipe
+    for key, (low, included, high) in _BOUNDS.items():
+        value = getattr(recipe, key)
+        if not (low < value or (included and value == low)) or not value <= high or math.isinf(value):
+            limits = ("0 or more" if included else "above 0") if high == math.inf else f"from 0 to {high:g}"
+            raise DataError(f"{where}: '{key}' is {value}; it must be {limits}")
+    if recipe.masks + recipe.condition_dropout > 1:
+        raise DataError(f"{where}: 'masks' and 'condition_dropout' are {recipe.masks} and {recipe.condition_dropout}; together at most 1")
+    for key in ("min_snr_gamma", "target_noise"):
+        if recipe.objective == "scattering" and getattr(recipe, key):
+            raise DataError(f"{where}: '{key}' is {getattr(recipe, key)}, which is for denoising; leave it at 0")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import hashlib
 import platform
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,19 @@ from runtime.files import write_json, write_npz
 
 from . import checkpoint
 from .batches import split
-from .recipes import Recipe, from_dict
+from .finetune import Start, read_json, recipe_of
+from .recipes import Recipe
 
 CALIBRATION = (256, 32)  # training and test samples left in RUN/calibration.npz for export
 
 
 @dataclasses.dataclass
 class Run:
-    """Everything of a run folder that does not change while it trains."""
+    """Everything of a run folder that does not change while it trains.
+
+    ``training`` and ``validation`` are indices into ``data``, ``mix_training`` and ``mix_validation`` into ``mix``, the data mixed in.
+    ``facts`` is its data.json.
+    """
 
     path: Path
     recipe: Recipe
@@ -33,6 +38,21 @@ class Run:
     data: DataSet
     training: np.ndarray
     validation: np.ndarray
+    facts: dict[str, Any]
+    mix: DataSet | None = None
+    mix_training: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+    mix_validation: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def write(self, processes: int = 1) -> None:
+        """Leave in the folder what resuming, exporting and people need, and clear away what a kill left half-written."""
+        checkpoint.sweep(self.path)
+        write_json(self.path / "condition.json", self.condition.to_dict())
+        write_json(self.path / "data.json", self.facts)
+        pick = np.concatenate([self.training[: CALIBRATION[0]], self.validation[: CALIBRATION[1]]])
+        write_npz(self.path / "calibration.npz", **self.data.take(pick).arrays(), test=np.isin(pick, self.validation))
+        write_json(self.path / "machine.json", {**machine(), "processes": processes})
+        # Last: a folder with a recipe is one that --resume can take up.
+        write_json(self.path / "recipe.json", self.recipe.to_dict())
 
 
 def fitted(recipe: Recipe, data: DataSet) -> Recipe:
@@ -56,50 +76,115 @@ def fitted(recipe: Recipe, data: DataSet) -> Recipe:
     return dataclasses.replace(recipe, network_arguments={**recipe.network_arguments, "size": n, "orders": side // 2, **maps})
 
 
-def open_run(path: Path, recipe: Recipe, source: Path, data: DataSet, resume: bool, init: Path | None = None) -> Run:
-    """Prepare a new run folder, or take up an old one whose recipe and data must be the same. ``init`` is the run it starts from.
+def open_run(
+    path: Path,
+    recipe: Recipe,
+    source: Path,
+    data: DataSet,
+    resume: bool,
+    init: Path | None = None,
+    mix: DataSet | None = None,
+    mix_source: Path | None = None,
+) -> Run:
+    """See that a run can begin in ``path`` or, with ``resume``, go on; writes nothing.
+
+    A run that starts from another, ``init``, keeps that one's condition constants and geometry: the same network has to see the same
+    numbers, and its solver settings are what designs are verified with, since measured data have none.
 
     Raises:
-        DataError: the folder already holds a run and ``resume`` was not asked for, or its recipe differs.
+        DataError: the folder already holds a run and ``resume`` was not asked for, its recipe or data differ, or the run, the data and
+            what it starts from do not go together.
     """
+    resumed = (path / "recipe.json").exists()
+    if resumed and not resume:
+        raise DataError(f"{path} already holds a run; add --resume to go on with it, or name another folder with --out")
+    old = read_json(path / "data.json") if resumed else {}
+    start = None if init is None else Start.open(init)
+    if start is not None:
+        start.check(recipe, data, str(source))
+        data = dataclasses.replace(data, geometry=start.geometry)
+    elif old.get("init"):
+        data = dataclasses.replace(data, geometry=Start.read(path).geometry)
     training, validation = split(data, recipe.validation_fraction)
     part = data.take(training)
-    conditioning = recipe.network_arguments.get("conditioning", "concatenated")
-    condition = Condition.measure(recipe.layout, part.Rm, part.Tm, part.h, recipe.canvas, conditioning, part.extra)
-    start = None if init is None else {"run": init.resolve().name, "steps": checkpoint.step_of(checkpoint.latest(init))}
-    if (path / "recipe.json").exists():
-        if not resume:
-            raise DataError(f"{path} already holds a run; add --resume to go on with it, or name another folder with --out")
-        old = from_dict(json.loads((path / "recipe.json").read_text(encoding="utf-8")), str(path / "recipe.json"))
-        # A longer or shorter run of the same recipe is a legitimate wish; anything else would mix two experiments.
-        changed = [f.name for f in dataclasses.fields(Recipe) if getattr(old, f.name) != getattr(recipe, f.name) and f.name != "epochs"]
-        if changed:
-            raise DataError(f"{path} was trained with another '{changed[0]}' ({getattr(old, changed[0])!r}); name a new folder with --out")
-        facts = json.loads((path / "data.json").read_text(encoding="utf-8"))
-        if facts["training_samples"] != len(training) or facts["validation_samples"] != len(validation):
+    if start is not None:
+        condition = start.condition
+    elif resumed:
+        condition = Start.read(path).condition
+    else:
+        conditioning = recipe.network_arguments.get("conditioning", "concatenated")
+        condition = Condition.measure(recipe.layout, part.Rm, part.Tm, part.h, recipe.canvas, conditioning, part.extra)
+    facts = {
+        "data": source.name,
+        "training_samples": len(training),
+        "validation_samples": len(validation),
+        "digest": _digest(data),
+        "pattern_size": int(data.xx.shape[-1]),
+        "init": None if start is None else start.facts(),
+        "mix": None,
+        "geometry": data.geometry.to_dict(),
+        **({"channels": data.channel_geometries()} if data.extra else {}),
+    }
+    run = Run(path, recipe, condition, data, training, validation, facts)
+    if mix is not None and mix_source is not None:
+        if start is None and not old.get("mix"):
+            raise DataError("--mix is for fine-tuning; name the run to start from with --init")
+        fraction = start.recipe.validation_fraction if start is not None else old["mix"]["validation_fraction"]
+        _mix(run, mix, mix_source, fraction)
+    if resumed:
+        _same(run, old, start is not None)
+    return run
+
+
+def _mix(run: Run, mix: DataSet, source: Path, fraction: float) -> None:
+    """Take in the data mixed in. What the first run held back is held back again, so that forgetting is measured on unseen samples."""
+    if mix.xx.shape[1:] != run.data.xx.shape[1:] or mix.Rm.shape[1:] != run.data.Rm.shape[1:]:
+        raise DataError(f"{source} and {run.facts['data']} differ in the size of their patterns or order maps; mix data of the same cells")
+    difference = mix.geometry.difference(run.data.geometry)
+    if difference:
+        raise DataError(f"{source} was made for another geometry ({difference}); mix data of the same cells")
+    run.mix = dataclasses.replace(mix, geometry=run.data.geometry)
+    run.mix_training, run.mix_validation = split(mix, fraction)
+    run.facts["mix"] = {
+        "data": source.name,
+        "training_samples": len(run.mix_training),
+        "validation_samples": len(run.mix_validation),
+        "validation_fraction": fraction,
+        "digest": _digest(mix),
+    }
+
+
+def _same(run: Run, old: dict[str, Any], named: bool) -> None:
+    """See that a run is resumed as it was begun, and keep what the folder knows of its start."""
+    path, recipe, before = run.path, run.recipe, recipe_of(run.path)
+    # A longer or shorter run of the same recipe is a legitimate wish; anything else would mix two experiments.
+    changed = [f.name for f in dataclasses.fields(Recipe) if getattr(before, f.name) != getattr(recipe, f.name) and f.name != "epochs"]
+    if changed:
+        raise DataError(f"{path} was trained with another '{changed[0]}' ({getattr(before, changed[0])!r}); name a new folder with --out")
+    if bool(old.get("mix")) != (run.mix is not None):
+        raise DataError(
+            f"{path} was begun with {old['mix']['data']} mixed in; name it with --mix"
+            if old.get("mix")
+            else f"{path} was begun with nothing mixed in; leave --mix out, or name a new folder with --out"
+        )
+    for new, known in ((run.facts, old), (run.facts["mix"] or {}, old.get("mix") or {})):
+        # Runs of earlier versions have no digest.
+        if any(known.get(key, new[key]) != new[key] for key in ("training_samples", "validation_samples", "digest") if key in new):
             raise DataError(
-                f"{path} was trained on {facts['training_samples']} samples and the data now gives {len(training)}; "
-                "name a new folder with --out"
+                f"{path} was trained on {known['training_samples']} samples of {known['data']}, and {new['data']} holds other samples "
+                f"({new['training_samples']} to train on); name a new folder with --out"
             )
-        start = facts.get("init")
-    write_json(path / "condition.json", condition.to_dict())
-    write_json(
-        path / "data.json",
-        {
-            "data": source.name,
-            "training_samples": len(training),
-            "validation_samples": len(validation),
-            "pattern_size": int(data.xx.shape[-1]),
-            "init": start,
-            "geometry": data.geometry.to_dict(),
-            **({"channels": data.channel_geometries()} if data.extra else {}),
-        },
-    )
-    pick = np.concatenate([training[: CALIBRATION[0]], validation[: CALIBRATION[1]]])
-    write_npz(path / "calibration.npz", **data.take(pick).arrays(), test=np.isin(pick, validation))
-    write_json(path / "machine.json", machine())
-    write_json(path / "recipe.json", recipe.to_dict())
-    return Run(path, recipe, condition, data, training, validation)
+    if old.get("init") and not named and not checkpoint.found(path):
+        raise DataError(f"{path} has no checkpoint yet and was to start from {old['init']['run']}; name that run with --init again")
+    run.facts["init"] = old.get("init")
+
+
+def _digest(data: DataSet) -> str:
+    """A few characters that tell one data set from another."""
+    total = hashlib.sha256()
+    for array in (data.xx, data.h, data.Rm, data.Tm):
+        total.update(np.ascontiguousarray(array).data)
+    return total.hexdigest()[:16]
 
 
 def machine() -> dict[str, Any]:

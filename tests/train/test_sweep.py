@@ -245,7 +245,7 @@ def test_shipped_sweeps_are_in_order() -> None:
         ('recipe = "default"\n[grids]\nlr = [1e-3]', "unknown field 'grids'"),
         ('recipe = "default"\n[grid]\nlr = 1e-3', r"'lr' is 0\.001; expected a list"),
         ('recipe = "default"\n[grid]\nlr = []', "expected a list"),
-        ('recipe = "default"\n[grid]\nlr = ["fast"]', r"\[grid\]: 'lr' is 'fast'; expected a value such as 0\.001"),
+        ('recipe = "default"\n[grid]\nlr = ["fast"]', r"\[grid\]: 'lr' is 'fast'; expected a number"),
         ('recipe = "default"\n[grid]\nlr = [1e-3, 1e-3]', r"two runs .* \(lr=0\.001\)"),
         ('recipe = "default"\n[grid]\nloss = ["mse", "hinge"]', r"\[grid\]: 'loss' is 'hinge'; choose mse"),
         ('recipe = "default"\n[grid]\nrate = [1e-3]', r"\[grid\] has the unknown recipe field 'rate'"),

@@ -1,0 +1,133 @@
+"""Starting from the weights of another run: what has to agree, and what is taken over."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from runtime.condition import Condition
+from runtime.data import DataSet
+from runtime.errors import BundleError, DataError, GeometryError
+from runtime.geometry import Geometry
+
+from . import checkpoint
+from .recipes import Recipe, from_dict, load_recipe, override
+
+# Heights may lie outside the first run's range by this share of it: its own validation samples do, and a network does not stop there.
+_BEYOND = 0.05
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Start:
+    """A run to start from: its recipe, condition constants, geometry and newest EMA weights."""
+
+    path: Path
+    recipe: Recipe
+    condition: Condition
+    geometry: Geometry
+
+    @classmethod
+    def open(cls, path: Path) -> Start:
+        """Read a run folder that has a checkpoint.
+
+        Raises:
+            DataError: it is none, or is damaged.
+        """
+        start = cls.read(path)
+        checkpoint.state_of(checkpoint.latest(path))
+        return start
+
+    @classmethod
+    def read(cls, path: Path) -> Start:
+        """Read a run folder, whether or not it has a checkpoint. Raises DataError as :meth:`open` does."""
+        try:
+            condition = Condition.from_dict(read_json(path / "condition.json"))
+            geometry = Geometry.from_dict(read_json(path / "data.json")["geometry"])
+        except (KeyError, TypeError, BundleError, GeometryError) as error:
+            raise DataError(f"{path} is no whole run folder ({error}); name the folder that 'cli.py train --out' wrote") from None
+        return cls(path, recipe_of(path), condition, geometry)
+
+    def check(self, recipe: Recipe, data: DataSet, source: str) -> None:
+        """See that ``recipe``, made for ``data``, can go on from this run.
+
+        Raises:
+            DataError: another architecture or another cell, or heights that the network was never shown.
+        """
+        pairs = [(name, getattr(self.recipe, name), getattr(recipe, name)) for name in ("network", "layout", "canvas")]
+        mine, theirs = self.recipe.network_arguments, recipe.network_arguments
+        pairs += [(f"network_arguments.{name}", mine.get(name), theirs.get(name)) for name in sorted({*mine, *theirs})]
+        pairs += [(f"scheduler.{name}", self.recipe.scheduler.get(name), recipe.scheduler.get(name)) for name in ("prediction_type",)]
+        for name, before, now in pairs:
+            if before != now:
+                raise DataError(
+                    f"{self.path} was trained with '{name}' {before!r} and this recipe has {now!r}; leave --recipe out to take over its own"
+                )
+        if data.Rm.shape[-1] // 2 != self.condition.orders:
+            raise DataError(
+                f"{source} has order maps up to {data.Rm.shape[-1] // 2} and {self.path} on orders up to {self.condition.orders}"
+            )
+        difference = data.geometry.difference(self.geometry)
+        if difference:
+            raise DataError(f"{source} has another geometry than {self.path} ({difference}); start from a run of the same geometry")
+        low, high = self.condition.height_range_nm
+        slack = _BEYOND * (high - low)
+        if data.h.min() < low - slack or data.h.max() > high + slack:
+            raise DataError(
+                f"{source} has heights of {data.h.min():g} to {data.h.max():g} nm and {self.path} was trained on {low:g} to {high:g} nm; "
+                "leave out the samples beyond"
+            )
+
+    def facts(self) -> dict[str, Any]:
+        """For the run's data.json and the model card."""
+        return {"run": self.path.resolve().name, "steps": checkpoint.step_of(checkpoint.latest(self.path))}
+
+
+def load_into(network: nn.Module, path: Path) -> None:
+    """Give ``network`` the newest EMA weights of the run ``path``.
+
+    Raises:
+        DataError: the weights are damaged, or are of another network.
+    """
+    newest = checkpoint.latest(path)
+    try:
+        network.load_state_dict(checkpoint.load_weights(newest))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise DataError(f"the weights of {newest} do not fit the recipe's network ({reason}); name another run") from None
+
+
+def recipe_for(name: str | None, resumed: Path | None, init: Path | None, overrides: Mapping[str, Any]) -> Recipe:
+    """The recipe a command means: the one named, else that of the run it goes on with or starts from, else ``default``."""
+    if name is None:
+        if resumed is not None and (resumed / "recipe.json").exists():
+            return override(recipe_of(resumed), overrides, "the command line")
+        if init is not None:
+            return override(recipe_of(init), overrides, "the command line")
+    return load_recipe(name or "default", overrides)
+
+
+def recipe_of(path: Path) -> Recipe:
+    """The recipe of a run folder. Raises DataError where there is none."""
+    fields = read_json(path / "recipe.json")
+    if not isinstance(fields, dict):
+        raise DataError(f"{path / 'recipe.json'} holds no recipe; name the folder that 'cli.py train --out' wrote")
+    return from_dict(fields, str(path / "recipe.json"))
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file of a run.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist; name the folder that 'cli.py train --out' wrote") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error})") from None

@@ -1,0 +1,96 @@
+"""What the network makes of a few validation samples while it trains, as a picture of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from runtime.data import DataSet
+from runtime.schedulers import Plan, plan
+
+from .pictures import Row, lit, sample_grid
+from .recipes import Recipe
+from .run import Run
+
+TARGETS, SAMPLES, STEPS = 8, 3, 20
+_SEED = 2023
+
+
+def picture(path: Path, epoch: float, run: Run, network: nn.Module, device: torch.device) -> None:
+    """Draw what ``network`` makes of some validation samples: patterns for their light or, of a surrogate, light for their patterns."""
+    held = chosen(run.data.take(run.validation))
+    title = f"{run.recipe.name}, epoch {epoch:g}, validation samples"
+    if run.recipe.objective == "scattering":
+        _draw_light(path, title, held, network, device)
+    else:
+        _draw_patterns(path, title, held, run, network, device)
+
+
+def _draw_patterns(path: Path, title: str, held: DataSet, run: Run, network: nn.Module, device: torch.device) -> None:
+    steps, size = quick_plan(run.recipe), held.xx.shape[-1]
+    side = run.recipe.canvas or size
+    start = (side - size) // 2
+    condition = {key: np.repeat(value, SAMPLES, axis=0) for key, value in run.condition.arrays(held.Rm, held.Tm, held.h).items()}
+    found = sample(network, steps, (1, side, side), condition, device)[:, 0, start : start + size, start : start + size]
+    patterns = (found > 0).astype(np.uint8).reshape(len(held), SAMPLES, size, size)
+    rows = []
+    for truth, height, R, T, made in zip(held.xx, held.h, held.Rm, held.Tm, patterns, strict=True):
+        notes = [f"{count} px differ" if count else "the same" for count in unequal_pixels(made, truth)]
+        rows.append(Row(f"{height:g} nm", [lit(R, held.geometry, 0), lit(T, held.geometry, 1), truth, *made], ["", "", "", *notes]))
+    words = "pixels are counted modulo cyclic shifts"
+    sample_grid(path, f"{title}; {words}", ["wanted R", "wanted T", "true pattern", *(f"sample {k + 1}" for k in range(SAMPLES))], rows)
+
+
+@torch.no_grad()
+def _draw_light(path: Path, title: str, held: DataSet, network: nn.Module, device: torch.device) -> None:
+    pattern, height = held.xx[:, None].astype(np.float32), held.h[:, None].astype(np.float32)
+    R, T = (maps.float().cpu().numpy() for maps in network(*(torch.from_numpy(a).to(device) for a in (pattern, height))))
+    rows = []
+    for k in range(len(held)):
+        pairs = ((held.Rm[k], R[k], 0), (held.Tm[k], T[k], 1))
+        wrong = 0.5 * float(sum(np.abs(true - found).sum() for true, found, _ in pairs))
+        cells = [lit(maps, held.geometry, side) for true, found, side in pairs for maps in (true, found)]
+        rows.append(Row(f"{held.h[k]:g} nm", [held.xx[k], *cells], [f"misrouted {wrong:.3f}", "", "", "", ""]))
+    sample_grid(path, title, ["pattern", "true R", "predicted R", "true T", "predicted T"], rows)
+
+
+def chosen(data: DataSet) -> DataSet:
+    """Up to ``TARGETS`` samples, from the lowest pillars to the tallest."""
+    order = np.argsort(data.h, kind="stable")
+    return data.take(order[np.unique(np.linspace(0, len(data) - 1, min(TARGETS, len(data))).round().astype(int))])
+
+
+def quick_plan(recipe: Recipe) -> Plan:
+    """The recipe's own sampler where it takes few steps, else ``STEPS`` of DDIM."""
+    if recipe.sampling_steps <= 2 * STEPS:
+        return plan(recipe.scheduler, recipe.sampling_steps, recipe.sampling_scheduler)
+    return plan(recipe.scheduler, min(STEPS, recipe.scheduler.get("num_train_timesteps", 1000)), "ddim")
+
+
+@torch.no_grad()
+def sample(
+    network: nn.Module, steps: Plan, shape: tuple[int, ...], condition: Mapping[str, np.ndarray], device: torch.device
+) -> np.ndarray:
+    """Samples (B, *shape) float32 for a condition with batch B, from a fixed noise of NumPy's: torch's random state stays untouched."""
+    count = len(next(iter(condition.values())))
+    draws = np.random.Generator(np.random.Philox(key=[_SEED, 0]))
+    state = steps.start(draws.standard_normal((count, *shape), dtype=np.float32))
+    history = steps.new_history(state.shape)
+    seen = {key: torch.from_numpy(np.ascontiguousarray(value)).to(device) for key, value in condition.items()}
+    for k, timestep in enumerate(steps.timesteps.tolist()):
+        moment = torch.full((count,), timestep, dtype=torch.int64, device=device)
+        output = network(torch.from_numpy(state).to(device), moment, **seen).float().cpu().numpy()
+        noise = draws.standard_normal(state.shape, dtype=np.float32) if steps.needs_noise[k] else None
+        steps.step(k, output, state, noise, history)
+    return state
+
+
+def unequal_pixels(patterns: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """(B,) smallest numbers of pixels in which each pattern (B, n, n) differs from (n, n) ``truth`` over all cyclic shifts."""
+    n = truth.shape[0]
+    shifts = np.stack([np.roll(truth, (i, j), axis=(0, 1)) for i in range(n) for j in range(n)])
+    return (patterns[:, None] != shifts[None]).sum(axis=(2, 3)).min(axis=1)
