@@ -32,16 +32,16 @@ class Run:
 
     @classmethod
     def open(cls, path: Path, objective: str) -> Run:
-        """Read a run folder whose recipe has this objective.
+        """Read a run folder whose recipe has this objective; a few-step model (``consistency``) is a denoiser like others.
 
         Raises:
             DataError: it is none, is damaged, or was trained for something else.
         """
         facts, recipe_fields, condition_fields = (read_json(path / name) for name in ("data.json", "recipe.json", "condition.json"))
         recipe = from_dict(recipe_fields, str(path / "recipe.json"))
-        if recipe.objective != objective:
+        if (recipe.objective == "scattering") != (objective == "scattering"):
             what, instead = (
-                ("a surrogate", "name it with --surrogate") if objective == "denoising" else ("a denoiser", "name a surrogate's run")
+                ("a denoiser", "name a surrogate's run") if objective == "scattering" else ("a surrogate", "name it with --surrogate")
             )
             raise DataError(f"{path} holds {what} (its recipe's objective is '{recipe.objective}'); {instead}")
         condition = Condition.from_dict(condition_fields)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from runtime.errors import DataError
-from runtime.files import atomic_directory
+from runtime.files import atomic_directory, atomic_file
 
 
 def save(
@@ -86,6 +86,12 @@ def state_of(checkpoint: Path) -> dict[str, Any]:
 def step_of(checkpoint: Path) -> int:
     """The step at which a checkpoint was written. Raises DataError as :func:`state_of` does."""
     return state_of(checkpoint)["step"]
+
+
+def save_weights(folder: Path, name: str, weights: Mapping[str, torch.Tensor]) -> None:
+    """Write ``folder/name.safetensors``, for :func:`load_weights` to read."""
+    with atomic_file(folder / f"{name}.safetensors") as temporary:
+        save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, temporary)
 
 
 def load_weights(checkpoint: Path, name: str = "ema") -> dict[str, torch.Tensor]:

@@ -102,13 +102,27 @@ def load_into(network: nn.Module, path: Path) -> None:
 
 
 def recipe_for(name: str | None, resumed: Path | None, init: Path | None, overrides: Mapping[str, Any]) -> Recipe:
-    """The recipe a command means: the one named, else that of the run it goes on with or starts from, else ``default``."""
-    if name is None:
-        if resumed is not None and (resumed / "recipe.json").exists():
-            return override(recipe_of(resumed), overrides, "the command line")
-        if init is not None:
-            return override(recipe_of(init), overrides, "the command line")
-    return load_recipe(name or "default", overrides)
+    """The recipe a command means: the one named, else that of the run it goes on with or starts from, else ``default``.
+
+    A few-step model has the network and the noise schedule of the run it learns from, whatever its recipe says of them.
+
+    Raises:
+        DataError: no such recipe, or a few-step model without a run to learn from.
+    """
+    before = resumed if resumed is not None and (resumed / "recipe.json").exists() else init
+    if name is None and before is not None:
+        return override(recipe_of(before), overrides, "the command line")
+    recipe = load_recipe(name or "default", overrides)
+    if recipe.objective != "consistency":
+        return recipe
+    if before is None:
+        raise DataError(f"the recipe {recipe.name} learns from a trained model; name its run with --init")
+    teacher = recipe_of(before)
+    if teacher.objective == "scattering":
+        raise DataError(f"{before} holds a surrogate, which samples nothing; name the run of a denoiser with --init")
+    levels = {"original_inference_steps": recipe.scheduler["original_inference_steps"]}
+    kept = {key: getattr(teacher, key) for key in ("network", "network_arguments", "layout", "canvas", "channels")}
+    return dataclasses.replace(recipe, **kept, scheduler={**teacher.scheduler, **levels})
 
 
 def recipe_of(path: Path) -> Recipe:

@@ -29,6 +29,7 @@ from runtime.files import write_json
 
 from . import checkpoint, networks, optimizers, samples
 from .batches import Batches
+from .consistency import Consistency
 from .finetune import load_into
 from .interrupt import Interrupts
 from .log import Log
@@ -84,6 +85,10 @@ def train(
     network = _network(run)
     if init is not None:
         load_into(network, init)
+    if isinstance(goal, Consistency):
+        # The teacher stays with the run: resuming must not depend on what became of the run it came from.
+        goal.teacher = _network(run).eval().requires_grad_(False).to(accelerator.device)
+        goal.teacher.load_state_dict(network.state_dict() if init is not None else checkpoint.load_weights(out, "teacher"))
     optimizer = optimizers.build(recipe, network)
     ema = EMAModel(network.parameters(), decay=recipe.ema_decay, use_ema_warmup=True, power=0.75)
     step, state = 0, dict[str, Any]()
@@ -95,8 +100,12 @@ def train(
         run.write(accelerator.num_processes)
         if isinstance(goal, Denoising):
             config = dict(goal.scheduler.config)
+            further = {key: value for key, value in recipe.scheduler.items() if key not in config}
             # diffusers keeps this in a set, whose order changes from process to process.
-            write_json(out / "scheduler_config.json", {**config, "_use_default_values": sorted(config.get("_use_default_values", []))})
+            defaults = sorted(config.get("_use_default_values", []))
+            write_json(out / "scheduler_config.json", {**config, "_use_default_values": defaults, **further})
+        if isinstance(goal, Consistency):
+            checkpoint.save_weights(out, "teacher", goal.teacher.state_dict())
     model, optimizer = accelerator.prepare(network, optimizer)
     if recipe.compile:
         model = torch.compile(model)

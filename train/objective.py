@@ -92,4 +92,8 @@ class Scattering:
 
 def objective(recipe: Recipe) -> Denoising | Scattering:
     """The objective a recipe names."""
+    if recipe.objective == "consistency":
+        from .consistency import Consistency
+
+        return Consistency(recipe.scheduler, recipe.loss, recipe.guidance_scale)
     return Scattering(recipe.loss) if recipe.objective == "scattering" else Denoising(recipe.scheduler, recipe.loss, recipe.min_snr_gamma)

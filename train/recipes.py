@@ -18,7 +18,8 @@ from runtime.errors import DataError
 class Recipe:
     """Settings of one run. ``cli.py train`` flags of the same name override a recipe's value.
 
-    ``objective`` is ``denoising`` (a pattern from noise, given the light) or ``scattering`` (the light, given a pattern), which has no
+    ``objective`` is ``denoising`` (a pattern from noise, given the light), ``consistency`` (the same in a few steps, learnt from the
+    run it starts from, whose sampling is guided by ``guidance_scale``) or ``scattering`` (the light, given a pattern), which has no
     scheduler. ``scheduler`` holds diffusers' scheduler settings, as they will stand in the bundle's ``scheduler_config.json``.
     ``masks`` is the share of training targets of which only some orders are asked for, ``condition_dropout`` the
     share of which nothing is asked (classifier-free guidance). ``height_power`` p shows samples as often as height**p says: tall pillars,
@@ -49,6 +50,7 @@ class Recipe:
     masks: float = 0.0
     condition_dropout: float = 0.0
     height_power: float = 0.0
+    guidance_scale: float = 1.0
     min_snr_gamma: float = 0.0
     target_noise: float = 0.0
     compile: bool = False
@@ -117,6 +119,23 @@ RECIPES = {
         condition_dropout=0.1,
         **_LEARNING,
     ),
+    # 1 to 4 steps in place of the 20 of the run it starts from, guidance included; network and schedule are that run's.
+    "consistency": Recipe(
+        name="consistency",
+        network="spectral",
+        network_arguments={},
+        layout="orders",
+        canvas=0,
+        scheduler={**_SCHEDULER, "prediction_type": "v_prediction", "timestep_spacing": "trailing", "original_inference_steps": 20},
+        sampling_scheduler="lcm",
+        sampling_steps=2,
+        epochs=12,
+        objective="consistency",
+        loss="l1",
+        guidance_scale=3.0,
+        masks=0.25,
+        **{**_LEARNING, "lr": 3e-4, "ema_decay": 0.999},
+    ),
     # Pattern and height -> R, T: what ranks candidates without a solver.
     "surrogate": Recipe(
         name="surrogate",
@@ -135,7 +154,7 @@ RECIPES = {
 }
 
 _CHOICES = {
-    "objective": ("denoising", "scattering"),
+    "objective": ("denoising", "consistency", "scattering"),
     "loss": ("mse", "l1", "huber"),
     "optimizer": ("adam", "adamw", "muon"),
     "lr_schedule": ("constant", "cosine"),
@@ -222,6 +241,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 _BOUNDS = {
     **dict.fromkeys(("batch_size", "epochs", "lr"), (0.0, False, math.inf)),
     **dict.fromkeys(("validation_fraction", "mix_share"), (0.0, False, 1.0)),
+    "guidance_scale": (0.0, True, 1e3),
     **dict.fromkeys(("warmup_steps", "gradient_clip", "min_snr_gamma", "target_noise", "seed", "canvas"), (0.0, True, math.inf)),
     **dict.fromkeys(("masks", "condition_dropout", "ema_decay"), (0.0, True, 1.0)),
 }
@@ -238,7 +258,7 @@ def _check(recipe: Recipe, where: str) -> None:
     wrong = fault(recipe.channels)
     if wrong:
         raise DataError(f"{where}: 'channels' {wrong}")
-    if recipe.channels and (recipe.layout != "orders" or recipe.objective != "denoising"):
+    if recipe.channels and (recipe.layout != "orders" or recipe.objective == "scattering"):
         what = "the layout 'planes' (lab2023)" if recipe.layout != "orders" else f"the objective '{recipe.objective}'"
         raise DataError(f"{where}: 'channels' names '{recipe.channels[0]}' and {what} has no place for further maps; leave 'channels' out")
     for key, (low, included, high) in _BOUNDS.items():
@@ -248,6 +268,17 @@ def _check(recipe: Recipe, where: str) -> None:
             raise DataError(f"{where}: '{key}' is {value}; it must be {limits}")
     if recipe.masks + recipe.condition_dropout > 1:
         raise DataError(f"{where}: 'masks' and 'condition_dropout' are {recipe.masks} and {recipe.condition_dropout}; together at most 1")
-    for key in ("min_snr_gamma", "target_noise"):
-        if recipe.objective == "scattering" and getattr(recipe, key):
+    for key, objectives in (("min_snr_gamma", ("denoising",)), ("target_noise", ("denoising", "consistency"))):
+        if recipe.objective not in objectives and getattr(recipe, key):
             raise DataError(f"{where}: '{key}' is {getattr(recipe, key)}, which is for denoising; leave it at 0")
+    if recipe.objective == "consistency":
+        levels, timesteps = (recipe.scheduler.get(key, 0) for key in ("original_inference_steps", "num_train_timesteps"))
+        if not isinstance(levels, int) or not 1 <= levels <= timesteps:
+            raise DataError(
+                f"{where}: the scheduler's 'original_inference_steps' is {levels!r}; expected the number of levels of the teacher's path, "
+                f"from 1 to {timesteps}"
+            )
+        if recipe.layout != "orders" and recipe.guidance_scale != 1:
+            raise DataError(f"{where}: 'guidance_scale' is {recipe.guidance_scale}; a network without a mask is not guided, leave it at 1")
+    elif recipe.guidance_scale != 1:
+        raise DataError(f"{where}: 'guidance_scale' is {recipe.guidance_scale}, which is for the objective 'consistency'; leave it at 1")
