@@ -41,7 +41,8 @@ from .batches import Batches, split
 from .loop import train
 from .objective import Denoising, Scattering
 from .recipes import Recipe, from_dict, load_recipe, override
-from .sweep_time import own_precision, seconds_per_step, sized
+from .run import fitted
+from .sweep_time import own_precision, seconds_per_step
 
 BUDGETS = ("epochs", "steps", "seconds")
 YARDSTICKS = {"denoising": "validation MSE of the prediction", "scattering": "validation misrouted power"}
@@ -85,6 +86,10 @@ class Sweep:
             if key in axes or (key == "epochs" and budget != "epochs"):
                 where = "its [grid] varies it" if key in axes else f"its budget is {budget}"
                 raise DataError(f"{path} decides '{key}' itself ({where}); leave --{key.replace('_', '-')} out")
+        if "channels" in axes:
+            raise DataError(
+                f"{path}: [grid] varies 'channels', which changes the data; write a sweep for each, with 'channels' in [settings]"
+            )
         if budget != "epochs" and "epochs" in axes:
             raise DataError(f"{path}: [grid] varies 'epochs' and the budget is {budget}; choose one of them")
         beside = path.parent / name
@@ -129,7 +134,7 @@ def sweep(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise DataError("a sweep trains one run after the other in one process; start it without accelerate launch or torchrun")
     plan = Sweep.read(path, overrides)
-    samples = load(data, convention)
+    samples = load(data, convention, extra=plan.recipe.channels)
     for _, recipe in plan.runs.values():
         _check_network(recipe, samples)
     results = _taken_up(out, plan, Path(data).name, len(samples), resume)
@@ -197,7 +202,7 @@ def _taken_up(out: Path, plan: Sweep, data: str, count: int, resume: bool) -> di
         changed = [key for key in ("recipe", "data", "budget", "amount") if old[key] != fresh[key]]
         rows = {folder: old["runs"][folder] for folder in plan.runs if folder in old["runs"]}
         for folder, row in rows.items():
-            was, wanted = row["recipe"], plan.runs[folder][1].to_dict()
+            was, wanted = row["recipe"], json.loads(json.dumps(plan.runs[folder][1].to_dict()))
             changed += [key for key in wanted if was.get(key) != wanted[key] and (key != "epochs" or plan.budget == "epochs")]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} cannot be read ({error!r}); name another folder with --out") from None
@@ -221,7 +226,7 @@ def _check_network(recipe: Recipe, samples: DataSet) -> None:
     if recipe.objective not in YARDSTICKS:
         raise DataError(f"a sweep compares the objectives {' and '.join(YARDSTICKS)}; the recipe's is '{recipe.objective}'")
     with torch.device("meta"):
-        networks.build(recipe.network, sized(recipe, samples))
+        networks.build(recipe.network, fitted(recipe, samples).network_arguments)
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,14 +20,9 @@ from .batches import Batches
 from .networks.surrogate import Surrogate
 from .objective import objective
 from .recipes import Recipe
+from .run import fitted
 
 WARM, TIMED = 3, 10
-
-
-def sized(recipe: Recipe, samples: DataSet) -> dict[str, Any]:
-    """The network's arguments with the data's pattern size and number of orders, where it takes them."""
-    size = {} if recipe.layout == "planes" else {"size": samples.xx.shape[-1], "orders": samples.Rm.shape[-1] // 2}
-    return {**size, **recipe.network_arguments}
 
 
 @contextlib.contextmanager
@@ -44,11 +38,12 @@ def own_precision() -> Iterator[None]:
 @own_precision()
 def seconds_per_step(recipe: Recipe, training: DataSet) -> float:
     """The median time of a step of :func:`train.loop.train` on the training part, measured on throw-away weights."""
+    recipe = fitted(recipe, training)
     accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(recipe.precision, recipe.precision))
     conditioning = recipe.network_arguments.get("conditioning", "concatenated")
-    condition = Condition.measure(recipe.layout, training.Rm, training.Tm, training.h, recipe.canvas, conditioning)
+    condition = Condition.measure(recipe.layout, training.Rm, training.Tm, training.h, recipe.canvas, conditioning, training.extra)
     batches, goal = Batches(training, condition, recipe), objective(recipe)
-    network = networks.build(recipe.network, sized(recipe, training))
+    network = networks.build(recipe.network, recipe.network_arguments)
     if isinstance(network, Surrogate):
         network.measure(condition)
     ema = EMAModel(network.parameters(), decay=recipe.ema_decay)

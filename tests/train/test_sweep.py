@@ -255,6 +255,8 @@ def test_shipped_sweeps_are_in_order() -> None:
         ('recipe = "default"\n[grid]\nlr = [1e-3]\n[options]\nbudget = "steps"', "'steps' is None; expected what each run may take"),
         ('recipe = "default"\n[grid]\nlr = [1e-3]\n[options]\nsteps = 5', "has 'steps' and the budget is epochs"),
         ('recipe = "default"\n[grid]\nepochs = [1, 2]\n[options]\nbudget = "steps"\nsteps = 5', "varies 'epochs' and the budget is steps"),
+        ('recipe = "default"\n[grid]\nchannels = [["Tm_y"]]', "varies 'channels', which changes the data"),
+        ('recipe = "default"\n[grid]\nnetwork_arguments.size = [7]', "has size 7 and the data have 5"),
         ('recipe = "default"\n[grid]\nnetwork_arguments.depth = [1]', "the network spectral has no argument 'depth'"),
         ('recipe = "lab2023"\n[grid]\nnetwork_arguments.conditioning = ["class", "none"]', "no conditioning 'none'; choose"),
     ],
