@@ -32,6 +32,9 @@ WRONG: dict[str, list[Any]] = {
     "condition/scale": [None, [1, 1, 1], [1, 1, 1, "1"], [1, 1, 1, 1e9], {"a": 1}],
     "condition/canvas": [*NO_WHOLE, 1025],
     "condition/height_plane": [None, 3, [1], [1, 2, 3], ["1", "2"], [True, 2], [0, 1e9]],
+    "condition/channels": [None, 3, "heat", {"heat": 1}, [3], [""], ["1480"], ["Rm"], ["mask_heat"], ["a-b"], ["a", "a"], ["x" * 64]],
+    "condition/mean_channels": [None, 3, {}, [3], [[[-0.1]]], [[[1e31]]], [[["1"]]], [[[1.0]]] * 65],
+    "channels": [None, 3, "x", [], {"heat": 3}, {"heat": []}],
     "pattern_size": [*NO_WHOLE, 0, 1025],
     "sample_shape": [
         None,
@@ -75,7 +78,15 @@ WRONG: dict[str, list[Any]] = {
     "files/golden.npz/sha256": [None, 3, "", "0" * 63, "0" * 65, "G" * 64, "A" * 64, "0" * 64 + "\n", ["0" * 64]],
     "files/golden.npz/bytes": [*NO_WHOLE, LARGEST_FILE + 1],
 }
-OPTIONAL = {"max_batch", "condition/height_plane", "sampling/eta", "sampling/guidance_interval"}
+OPTIONAL = {
+    "condition/height_plane",
+    "condition/channels",
+    "condition/mean_channels",
+    "channels",
+    "max_batch",
+    "sampling/eta",
+    "sampling/guidance_interval",
+}
 NOT_NEEDED = {"networks/encoder", "networks/encoder/inputs/light", "networks/encoder/outputs/context", "files/golden.npz"}
 ONLY_ONES = {"networks/denoiser/files/fp32", "networks/denoiser/outputs/output"}  # without them nothing is left
 
@@ -177,6 +188,8 @@ def test_what_is_optional_or_new_is_accepted(path: str, value: Any, manifest: di
         ({"networks/encoder/files/fp16": "other.onnx"}, "'networks/encoder/files/fp16' is 'other.onnx', which 'files' does not list"),
         ({"networks/encoder/files/fp16": "../other.onnx"}, "which 'files' does not list"),
         ({"files/encoder.onnx": GONE}, "'networks/encoder/files/fp32' is 'encoder.onnx', which 'files' does not list"),
+        ({"condition/channels": ["heat"]}, r"'channels' names \[\] and 'condition/channels' \['heat'\]"),
+        ({"channels": {"heat": None}}, r"'channels' names \['heat'\] and 'condition/channels' \[\]"),
         ({"condition/layout": "planes", "condition/canvas": 7}, r"'sample_shape' is \[1, 5, 5\] and 'condition/canvas' 7"),
     ],
 )
