@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DModel
 
 from export import parity
 from export.bundle import export
@@ -20,6 +21,7 @@ from runtime.sampler import load
 from runtime.target import Target
 from train import networks
 from train.loop import train
+from train.networks import lab2023
 from train.networks.lab2023 import Lab2023UNet
 from train.recipes import load_recipe
 
@@ -92,7 +94,10 @@ def test_another_conditioning_is_refused_before_anything_is_written(small_data: 
 def test_trained_exported_and_sampled_without_pytorch(
     conditioning: str, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As ``concatenated`` in tests/export; the recipe is a file, as a person chooses the conditioning."""
+    """As ``concatenated`` in tests/export, where the whole UNet is; here two of its blocks. The recipe is a file, as a person writes it."""
+    two = {"layers_per_block": 1, "block_out_channels": (32, 32)}
+    two |= {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    monkeypatch.setattr(lab2023, "UNet2DModel", lambda **arguments: UNet2DModel(**{**arguments, **two}))
     for name, value in (("ENGINES", ("onnxruntime",)), ("CANDIDATES", 1), ("STEPS", 2), ("BATCHES", (1, 7)), ("TIMESTEPS", 2)):
         monkeypatch.setattr(parity, name, value)
     data = load_data(small_data)
