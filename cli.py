@@ -85,8 +85,20 @@ def train(
             from train.sweep import sweep as run_sweep
             from train.sweep_report import tables
 
-            given = {"convention": convention, "resume": resume, "init": init, "checkpoint_every": checkpoint_every}
-            results = run_sweep(sweep, data_path, run, overrides=overrides, say=status, **given)  # type: ignore[arg-type]
+            results = run_sweep(
+                sweep,
+                data_path,
+                run,
+                overrides=overrides,
+                say=status,
+                convention=convention,
+                resume=resume,
+                init=init,
+                mix=mix,
+                checkpoint_every=checkpoint_every,
+                keep=keep,
+                pictures_every=pictures_every,
+            )
         click.echo(tables(results))
         status("".join(f"\n{run / name}" for name in ("sweep.json", "sweep.csv", "sweep.png", "loss_curves.png")).lstrip())
         if not any(row["status"] == "done" for row in results["runs"].values()):

@@ -202,8 +202,9 @@ def _taken_up(out: Path, plan: Sweep, data: str, count: int, resume: bool) -> di
         changed = [key for key in ("recipe", "data", "budget", "amount") if old[key] != fresh[key]]
         rows = {folder: old["runs"][folder] for folder in plan.runs if folder in old["runs"]}
         for folder, row in rows.items():
-            was, wanted = row["recipe"], json.loads(json.dumps(plan.runs[folder][1].to_dict()))
-            changed += [key for key in wanted if was.get(key) != wanted[key] and (key != "epochs" or plan.budget == "epochs")]
+            # Read as a recipe, so that fields which came later have their defaults.
+            was, wanted = from_dict(row["recipe"], str(path)).to_dict(), plan.runs[folder][1].to_dict()
+            changed += [key for key in wanted if was[key] != wanted[key] and (key != "epochs" or plan.budget == "epochs")]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} cannot be read ({error!r}); name another folder with --out") from None
     if changed:

@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +53,19 @@ def tables(results: Results) -> str:
     grid, yardstick = Grid(results), results["yardstick"]
     down, across = _short(grid.down), [_short(name) for name in grid.across]
     names = {"validation_loss": "validation loss", "loss": "training loss", "yardstick": yardstick}
+    if _alike(results):
+        del names["yardstick"]
     lines = [f"Table 1: loss by {_listed([down, *across])} at the end of each run ({results['recipe']}, {results['data']['name']})"]
     if grid.across:
         for name, words in names.items():
             lines += ["", f"{words}, * least of its column", *_blocks(grid, name)]
     else:
         head = [down, *(_brief(words) for words in names.values()), "epochs", "steps", "seconds"]
-        lines += ["", *_aligned([head, *([_word(row), *_numbers(grid, row, ())] for row in grid.rows)])]
+        lines += ["", *_aligned([head, *([_word(row), *_numbers(grid, row, (), names)] for row in grid.rows)])]
     best = [[*across, f"best {down}", *(_brief(words) for words in names.values()), "epochs", "steps", "seconds"]]
     for column in grid.columns:
         row = grid.best(column, "validation_loss")
-        cells = ["-"] * 7 if row is None else [_word(row), *_numbers(grid, row, column)]
+        cells = ["-"] * (len(names) + 4) if row is None else [_word(row), *_numbers(grid, row, column, names)]
         best.append([*(_word(value) for value in column), *cells])
     which = f" by {_listed(across)}" if across else ""
     lines += [
@@ -87,6 +89,8 @@ def _caption(results: Results) -> Iterator[str]:
         "seconds": f"Budget: {amount} s of training steps a run at the speed measured before it, to the nearest whole epoch.",
     }[results["budget"]]
     yield "Validation is on held-out samples with the averaged (EMA) weights; training loss is the mean over the last epoch."
+    if _alike(results):
+        yield f"The validation loss is the {results['yardstick']}."
     if "loss" in results["axes"]:
         yield f"Losses of different loss functions cannot be compared; the {results['yardstick']} is of all runs alike."
     if "scheduler.prediction_type" in results["axes"]:
@@ -117,9 +121,15 @@ def _cell(grid: Grid, row: Any, column: tuple[Any, ...], name: str) -> str:
     return f"{value:.4f}" if value is not None else grid.run(row, column).get("status", "-")
 
 
-def _numbers(grid: Grid, row: Any, column: tuple[Any, ...]) -> list[str]:
+def _alike(results: Results) -> bool:
+    """Whether the runs were trained with the yardstick itself, which then says nothing more than their loss."""
+    done = [run for run in results["runs"].values() if run["status"] == "done"]
+    return all(math.isclose(run["validation_loss"], run["yardstick"], rel_tol=1e-5) for run in done)
+
+
+def _numbers(grid: Grid, row: Any, column: tuple[Any, ...], names: Iterable[str]) -> list[str]:
     run = grid.run(row, column)
-    cells = [_cell(grid, row, column, name) for name in ("validation_loss", "loss", "yardstick")]
+    cells = [_cell(grid, row, column, name) for name in names]
     return [*cells, *(f"{run[name]:g}" if run.get("status") == "done" else "-" for name in ("epochs", "steps", "seconds"))]
 
 
@@ -172,7 +182,7 @@ def heat_maps(path: Path, results: Results) -> None:
                 continue
             columns = [column for column in grid.columns if column[place] == loss]
             panels.append((f"validation loss, {loss}", "validation_loss", columns))
-    elif grid.down != "loss":
+    elif grid.down != "loss" and not _alike(results):
         panels.append(("validation loss", "validation_loss", grid.columns))
     wide = [max(1.9, 0.62 * len(columns) + 1.3) for _, _, columns in panels]
     figure = Figure(figsize=(sum(wide) + 0.4, 0.42 * len(grid.rows) + 1.9), layout="constrained")

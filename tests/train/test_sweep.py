@@ -110,6 +110,10 @@ def test_a_finished_sweep_is_not_trained_again(four: tuple[Path, Result], small_
     refused = run("--data", small_data, "--sweep", written, "--out", out)
     assert refused.exit_code == 2
     assert "already holds a sweep; add --resume" in refused.stderr
+    results = json.loads((out / "sweep.json").read_text())
+    for row in results["runs"].values():
+        del row["recipe"]["seed"]  # as an older version wrote it, before there was such a field
+    (out / "sweep.json").write_text(json.dumps(results))
     again = run("--data", small_data, "--sweep", written, "--out", out, "--resume")
     assert again.stdout == result.stdout
     assert again.stderr.count("done before") == 4
@@ -203,6 +207,18 @@ def results_of(axes: dict[str, list[Any]], value: Callable[..., float]) -> dict[
         }
     facts = {"recipe": "lab2023", "data": {"name": "data.npz", "samples": 9}, "budget": "epochs", "amount": 0}
     return {**facts, "axes": axes, "yardstick": "validation MSE of the prediction", "runs": runs}
+
+
+def test_what_is_the_yardstick_itself_is_shown_once() -> None:
+    results = results_of({"optimizer": ["adam", "muon"]}, lambda optimizer: {"adam": 0.5, "muon": 0.25}[optimizer])
+    twice = sweep_report.tables(results)
+    assert "0.7500" in twice
+    for row in results["runs"].values():
+        row["yardstick"] = row["validation_loss"]
+    once = sweep_report.tables(results)
+    assert once.split("\n\n")[1].splitlines()[2].split() == ["muon", "0.2500", "0.5000", "2", "10", "1.5"]
+    assert once.split("\n\n")[3].splitlines()[1].split() == ["muon", "0.2500", "0.5000", "2", "10", "1.5"]
+    assert "The validation loss is the validation MSE of the prediction." in once
 
 
 def test_wide_tables_are_folded() -> None:
