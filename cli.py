@@ -25,7 +25,7 @@ from runtime.errors import BackendError
 @click.option(
     "--recipe",
     metavar="NAME|FILE",
-    help="default, lab2023, consistency, surrogate, or a .toml or .json file. Without it: that of the run --resume or --init names, else default.",
+    help="default, lab2023, consistency, surrogate, or a .toml or .json file; else that of the run --resume or --init names.",
 )
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the training part; overrides the recipe.")
 @click.option("--batch-size", type=click.IntRange(1), help="Samples a step; overrides the recipe.")

@@ -215,7 +215,7 @@ class TestTargets:
 class TestCondition:
     def constants(self) -> Condition:
         samples = data(40)
-        return Condition.measure("orders", samples.Rm, samples.Tm, samples.h, 0, samples.extra)
+        return Condition.measure("orders", samples.Rm, samples.Tm, samples.h, 0, extra=samples.extra)
 
     def test_means_of_every_map_share_the_mirrors(self) -> None:
         condition, heat = self.constants(), data(40).extra["heat"]
@@ -227,7 +227,7 @@ class TestCondition:
         samples, seen = data(40), []
         for unit in (1.0, 1e6):
             extra = {"heat": unit * samples.extra["heat"]}
-            condition = Condition.measure("orders", samples.Rm, samples.Tm, samples.h, 0, extra)
+            condition = Condition.measure("orders", samples.Rm, samples.Tm, samples.h, 0, extra=extra)
             seen.append(condition.arrays(samples.Rm, samples.Tm, samples.h, extra=extra)["light"])
         assert seen[0] == pytest.approx(seen[1], rel=1e-4)
         assert (seen[0][:, 2] > 0).any()

@@ -40,7 +40,7 @@ def recipe(**fields: Any) -> Any:
 
 
 def measured(data: DataSet) -> Condition:
-    return Condition.measure("orders", data.Rm, data.Tm, data.h, 0, data.extra)
+    return Condition.measure("orders", data.Rm, data.Tm, data.h, 0, extra=data.extra)
 
 
 def test_mirrored_and_shifted_patterns_have_the_mirrored_maps_of_the_solver(two: DataSet) -> None:
