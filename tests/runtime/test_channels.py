@@ -133,9 +133,11 @@ class TestTargets:
     def test_mat_in_the_labs_convention(self, tmp_path: Path) -> None:
         values = {key: reorder_lab(value) if np.ndim(value) else value for key, value in wish().items()}
         savemat(tmp_path / "a.mat", values)
-        with h5py.File(tmp_path / "b.mat", "w") as file:
+        with h5py.File(tmp_path / "b.mat", "w", userblock_size=512) as file:
             for key, value in values.items():
                 file[key] = np.atleast_2d(value).T
+        with (tmp_path / "b.mat").open("r+b") as raw:
+            raw.write(b"MATLAB 7.3 MAT-file".ljust(124, b" ") + b"\x00\x02IM")
         for name in ("a.mat", "b.mat"):
             target = Target.load(tmp_path / name, channels=["heat"])
             assert sorted(target.extra) == ["Rm_1480", "Tm_1480", "heat"]
