@@ -143,7 +143,7 @@ class TestRecipe:
         [
             ("lab2023", ["Rm_1480"], r"'channels' names 'Rm_1480' and the layout 'planes' \(lab2023\) has no place"),
             ("surrogate", ["Rm_1480"], "'channels' names 'Rm_1480' and the objective 'scattering' has no place"),
-            ("default", "Rm_1480", "'channels' is 'Rm_1480'; it must be a list"),
+            ("default", "Rm_1480", "'channels' is 'Rm_1480'; expected a list of names"),
             ("default", ["Rm"], "'channels' names 'Rm', which means something else"),
             ("default", ["mask_heat"], "which means something else"),
             ("default", ["heat map"], "'channels' names 'heat map'; a name has"),
