@@ -7,6 +7,7 @@ python cli.py export runs/first --out bundles/first
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -121,7 +122,8 @@ def train(
             keep=keep,
             pictures_every=pictures_every,
         )
-    click.echo(f"trained: {last}\nloss curve: {run / 'loss.png'}\nnext: python cli.py export {run} --out bundles/{run.name}")
+    if int(os.environ.get("RANK", "0")) == 0:  # of several processes one speaks
+        click.echo(f"trained: {last}\nloss curve: {run / 'loss.png'}\nnext: python cli.py export {run} --out bundles/{run.name}")
 
 
 @group.command()

@@ -32,7 +32,7 @@ def save(
         for name, value in state.items():
             tensors[f"{index}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
     facts = {"step": step, "param_groups": optimizer["param_groups"], **(more or {})}
-    with atomic_directory(run / "checkpoints" / f"step-{step:08d}") as work:
+    with atomic_directory(path_of(run, step)) as work:
         for name, part in (("model", model), ("ema", ema)):
             save_file({k: v.detach().cpu().contiguous() for k, v in part.items()}, work / f"{name}.safetensors")
         save_file(tensors, work / "optimizer.safetensors")
@@ -50,6 +50,11 @@ def sweep(run: Path) -> None:
         for path in folder.glob(".*"):
             if re.fullmatch(r"\..+\.[0-9a-f]{12}(\.\w+)?", path.name):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def path_of(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step belongs."""
+    return run / "checkpoints" / f"step-{step:08d}"
 
 
 def found(run: Path) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from collections.abc import Mapping
@@ -35,7 +34,7 @@ class Log:
         self.first, self.total, self.epochs = step, total, epochs
         self.path = out / "metrics.jsonl"
         self.sum, self.count = float(state.get("sum", 0.0)), int(state.get("count", 0))
-        self.started, self.drawn = time.monotonic(), -math.inf
+        self.started = self.drawn = time.monotonic()
         self.board: Any = None
         if main:
             rows = [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")] if self.path.exists() else []

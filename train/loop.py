@@ -79,6 +79,10 @@ def train(
     recipe = fitted(recipe, samples_in)
     goal = objective(recipe)
     accelerator = _accelerator(recipe)
+    if recipe.batch_size < accelerator.num_processes:
+        raise DataError(
+            f"a batch of {recipe.batch_size} cannot be shared by {accelerator.num_processes} processes; raise --batch-size or start fewer"
+        )
     run = open_run(out, recipe, Path(data), samples_in, resume, init, mixed, None if mix is None else Path(mix))
     batches = Batches(run.data.take(run.training), run.condition, recipe, None if run.mix is None else run.mix.take(run.mix_training))
     torch.manual_seed(recipe.seed)
@@ -158,9 +162,10 @@ def train(
             if step % checkpoint_every == 0 or step == last or stop:
                 save()
             if stop and step < last:
-                raise Cancelled(
-                    f"interrupted after {step} of {total} steps, kept in {checkpoint.latest(out)}; the same command with --resume goes on"
-                )
+                kept = checkpoint.path_of(out, step)
+                raise Cancelled(f"interrupted after {step} of {total} steps, kept in {kept}; the same command with --resume goes on")
+    # The others must not leave, or look for the checkpoint, before the main process has written it.
+    accelerator.wait_for_everyone()
     return checkpoint.latest(out)
 
 

@@ -237,14 +237,10 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "dict[str, Any]": ((dict,), "a table"),
     "list[str]": ((list,), "a list of names"),
 }
-# Lowest value, whether it is allowed itself, and highest.
-_BOUNDS = {
-    **dict.fromkeys(("batch_size", "epochs", "lr"), (0.0, False, math.inf)),
-    **dict.fromkeys(("validation_fraction", "mix_share"), (0.0, False, 1.0)),
-    "guidance_scale": (0.0, True, 1e3),
-    **dict.fromkeys(("warmup_steps", "gradient_clip", "min_snr_gamma", "target_noise", "seed", "canvas"), (0.0, True, math.inf)),
-    **dict.fromkeys(("masks", "condition_dropout", "ema_decay"), (0.0, True, 1.0)),
-}
+_POSITIVE = ("batch_size", "epochs", "lr")
+_NOT_NEGATIVE = ("warmup_steps", "gradient_clip", "min_snr_gamma", "target_noise", "seed", "canvas", "sampling_steps", "guidance_scale")
+_SHARES = ("masks", "condition_dropout", "ema_decay")
+_PROPER_SHARES = ("validation_fraction", "mix_share")
 
 
 def _check(recipe: Recipe, where: str) -> None:
@@ -261,11 +257,15 @@ def _check(recipe: Recipe, where: str) -> None:
     if recipe.channels and (recipe.layout != "orders" or recipe.objective == "scattering"):
         what = "the layout 'planes' (lab2023)" if recipe.layout != "orders" else f"the objective '{recipe.objective}'"
         raise DataError(f"{where}: 'channels' names '{recipe.channels[0]}' and {what} has no place for further maps; leave 'channels' out")
-    for key, (low, included, high) in _BOUNDS.items():
-        value = getattr(recipe, key)
-        if not (low < value or (included and value == low)) or not value <= high or math.isinf(value):
-            limits = ("0 or more" if included else "above 0") if high == math.inf else f"from 0 to {high:g}"
-            raise DataError(f"{where}: '{key}' is {value}; it must be {limits}")
+    for names, holds, words in (
+        (_POSITIVE, lambda value: 0 < value < math.inf, "above 0"),
+        (_NOT_NEGATIVE, lambda value: 0 <= value < math.inf, "0 or more"),
+        (_SHARES, lambda value: 0 <= value <= 1, "from 0 to 1"),
+        (_PROPER_SHARES, lambda value: 0 < value < 1, "above 0 and below 1"),
+    ):
+        for key in names:
+            if not holds(getattr(recipe, key)):
+                raise DataError(f"{where}: '{key}' is {getattr(recipe, key)}; it must be {words}")
     if recipe.masks + recipe.condition_dropout > 1:
         raise DataError(f"{where}: 'masks' and 'condition_dropout' are {recipe.masks} and {recipe.condition_dropout}; together at most 1")
     for key, objectives in (("min_snr_gamma", ("denoising",)), ("target_noise", ("denoising", "consistency"))):

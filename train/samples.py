@@ -39,9 +39,10 @@ def _draw_patterns(path: Path, title: str, held: DataSet, run: Run, network: nn.
     patterns = (found > 0).astype(np.uint8).reshape(len(held), SAMPLES, size, size)
     rows = []
     for truth, height, R, T, made in zip(held.xx, held.h, held.Rm, held.Tm, patterns, strict=True):
-        notes = [f"{count} px differ" if count else "the same" for count in unequal_pixels(made, truth)]
-        rows.append(Row(f"{height:g} nm", [lit(R, held.geometry, 0), lit(T, held.geometry, 1), truth, *made], ["", "", "", *notes]))
-    words = "pixels are counted modulo cyclic shifts"
+        moved, unequal = aligned(made, truth)
+        notes = [f"{count} px differ" if count else "the same" for count in unequal]
+        rows.append(Row(f"{height:g} nm", [lit(R, held.geometry, 0), lit(T, held.geometry, 1), truth, *moved], ["", "", "", *notes]))
+    words = "samples shifted to where they fit best"
     sample_grid(path, f"{title}; {words}", ["wanted R", "wanted T", "true pattern", *(f"sample {k + 1}" for k in range(SAMPLES))], rows)
 
 
@@ -89,8 +90,14 @@ def sample(
     return state
 
 
-def unequal_pixels(patterns: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """(B,) smallest numbers of pixels in which each pattern (B, n, n) differs from (n, n) ``truth`` over all cyclic shifts."""
+def aligned(patterns: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Patterns (B, n, n), each moved by the cyclic shift that fits ``truth`` (n, n) best, and in how many pixels (B,) they then differ.
+
+    Shifted cells scatter alike, so a network cannot know where the true one began.
+    """
     n = truth.shape[0]
-    shifts = np.stack([np.roll(truth, (i, j), axis=(0, 1)) for i in range(n) for j in range(n)])
-    return (patterns[:, None] != shifts[None]).sum(axis=(2, 3)).min(axis=1)
+    shifted = np.stack([np.roll(patterns, (i, j), axis=(1, 2)) for i in range(n) for j in range(n)], axis=1)
+    unequal = (shifted != truth).sum(axis=(2, 3))
+    best = unequal.argmin(axis=1)
+    rows = np.arange(len(patterns))
+    return shifted[rows, best], unequal[rows, best]

@@ -133,3 +133,56 @@ def test_height_power_shows_tall_pillars_more_often(small_data, small_run):
     assert drawn.mean() > data.h.mean() * 1.2
     again = tall.training(3)
     assert all(np.array_equal(again[key], value) for key, value in tall.training(3).items())
+
+
+def test_noise_on_targets_is_multiplicative_and_leaves_the_other_draws_alone(small_data, small_recipe):
+    """The sample, its noise and timestep are those of a recipe without it, and validation is as it was."""
+    plain = dataclasses.replace(small_recipe, masks=0.0, condition_dropout=0.0, batch_size=512)
+    _, quiet = batches(small_data, plain)
+    _, noisy = batches(small_data, dataclasses.replace(plain, target_noise=0.2))
+    before, after = quiet.training(5), noisy.training(5)
+    for key in ("sample", "noise", "timestep", "height"):
+        assert np.array_equal(before[key], after[key]), key
+    # The network sees sqrt(efficiency / mean).
+    seen = before["light"][:, :2] > 1e-3
+    ratio = (after["light"][:, :2][seen] / before["light"][:, :2][seen]) ** 2
+    assert ratio.mean() == pytest.approx(1.0, abs=0.01)
+    assert ratio.std() == pytest.approx(0.2, abs=0.01)
+    assert np.array_equal(before["light"][:, 2:], after["light"][:, 2:]), "the masks are as they were"
+    for key, value in quiet.validation().items():
+        assert np.array_equal(value, noisy.validation()[key]), key
+    assert noisy.training(5)["light"].tobytes() == after["light"].tobytes()
+
+
+def test_much_noise_makes_no_negative_efficiency(small_data, small_recipe):
+    _, noisy = batches(small_data, dataclasses.replace(small_recipe, target_noise=3.0))
+    light = noisy.training(0)["light"]
+    assert np.isfinite(light).all()
+    assert light.min() >= 0
+
+
+@pytest.mark.parametrize(("share", "size", "mixed"), [(0.5, 32, 16), (0.25, 30, 8), (0.001, 8, 1), (0.999, 8, 7)])
+def test_every_batch_holds_both_kinds(share, size, mixed, small_data, small_run):
+    """Told apart by their heights; all of both come up, in a new order each time."""
+    data = load(small_data)
+    condition = Condition.measure("orders", data.Rm, data.Tm, data.h)
+    own = dataclasses.replace(data.take(np.arange(40)), h=np.arange(100, 140, dtype=np.float32))
+    other = dataclasses.replace(data, h=np.arange(200, 360, dtype=np.float32))
+    recipe = dataclasses.replace(RECIPES["surrogate"], network_arguments={}, batch_size=size, mix_share=share)
+    source = Batches(own, condition, recipe, other)
+    assert source.per_epoch == -(-40 // (size - mixed))
+    seen = [source.training(step)["height_nm"][:, 0] for step in range(200)]
+    assert all((heights >= 200).sum() == mixed for heights in seen)
+    epoch = np.concatenate(seen[: source.per_epoch])
+    assert set(epoch[epoch < 200]) == set(own.h), "an epoch is a pass over the samples one came for"
+    drawn = np.concatenate(seen)
+    others = drawn[drawn >= 200]
+    assert len(set(others)) == min(160, len(others)), "none comes again before all have come"
+    assert not np.array_equal(seen[0], seen[source.per_epoch])
+
+
+def test_a_batch_of_one_cannot_hold_both_kinds(small_data):
+    data = load(small_data)
+    recipe = dataclasses.replace(RECIPES["surrogate"], batch_size=1)
+    with pytest.raises(DataError, match="a batch of 1 cannot hold two kinds"):
+        Batches(data, Condition.measure("orders", data.Rm, data.Tm, data.h), recipe, data)
