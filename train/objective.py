@@ -34,7 +34,9 @@ class Denoising:
         if self.prediction_type not in PREDICTIONS:
             raise DataError(f"the scheduler's prediction_type is {self.prediction_type!r}; choose {', '.join(PREDICTIONS)}")
         try:
-            self.scheduler = DDPMScheduler.from_config(dict(scheduler))
+            # How many levels lcm samples at is nothing to a forward process.
+            settings = {key: value for key, value in scheduler.items() if key != "original_inference_steps"}
+            self.scheduler = DDPMScheduler.from_config(settings)
         except (NotImplementedError, TypeError, ValueError) as error:
             raise DataError(f"diffusers refuses the recipe's scheduler ({error}); look at its fields") from None
         self.loss = LOSSES[loss]

@@ -132,7 +132,7 @@ RECIPES = {
         epochs=12,
         objective="consistency",
         loss="l1",
-        guidance_scale=3.0,
+        guidance_scale=5.0,
         masks=0.25,
         **{**_LEARNING, "lr": 3e-4, "ema_decay": 0.999},
     ),
