@@ -223,7 +223,7 @@ def simulate(
             changes["index_pillar"] = changes["index_substrate"] = changes.pop("index")
         from .physics.add import add as run_add
 
-        click.echo(run_add(patterns, out, add, changes, workers))
+        click.echo(run_add(patterns, out, add, changes, workers, solver=solver))
         return
     geometry = Geometry(
         wavelength_nm=wavelength_nm,

@@ -10,6 +10,7 @@ picture(result, "evaluation.png")
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import threading
@@ -118,7 +119,12 @@ def evaluate(
     work = stages.Work(data, n, seed, workers, cancel if cancel is None or callable(cancel) else cancel.is_set, progress)
     # What is wrong with the bundles or the training data should not wait for the solver.
     rival = None if baseline is None else stages.Rival(baseline, sampler, baseline_settings or {})
-    for anyone, asked in ((sampler, targets), (baseline, targets[:baseline_limit])):
+    known = getattr(getattr(baseline, "bundle", None), "channels", ())
+    theirs = [
+        dataclasses.replace(target, extra={name: channel for name, channel in target.extra.items() if name in known})
+        for target in targets[:baseline_limit]
+    ]
+    for anyone, asked in ((sampler, targets), (baseline, theirs)):
         for target in asked if hasattr(anyone, "check") else ():
             anyone.check(target)
     nearest = None if train_data is None else baselines.nearest_training(targets, train_data, data.geometry)[0]
@@ -160,7 +166,7 @@ def evaluate(
     if nearest is not None:
         columns["nearest_training"] = nearest.tolist()
     if rival is not None:
-        columns["bundle"] = rival.ranked(work, targets[:baseline_limit])
+        columns["bundle"] = rival.ranked(work, theirs)
     noise = stages.noise(work, sampler, settings, targets[:noise_limit], columns["ranked"][:noise_limit], solves / count)
 
     same_size = best[0].shape == data.xx.shape[1:]

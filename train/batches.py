@@ -131,6 +131,8 @@ class Batches:
             # Drawn last: a recipe without it sees what it always saw. An efficiency stays at 0 or above.
             spread = self.recipe.target_noise * rng.standard_normal((2, *R.shape), dtype=np.float32)
             R, T = R * np.maximum(1 + spread[0], 0), T * np.maximum(1 + spread[1], 0)
+            further = {name: self.recipe.target_noise * rng.standard_normal(R.shape, dtype=np.float32) for name in extra}
+            extra = {name: maps * np.maximum(1 + further[name], 0) for name, maps in extra.items()}
         return {
             "sample": sample,
             "noise": noise,

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from runtime.channels import label
+from runtime.data import DataSet
 from runtime.geometry import Geometry
 
 from .symmetry import mirrors_hold
@@ -15,6 +16,19 @@ from .symmetry import mirrors_hold
 def every_mirror_holds(geometry: Geometry, others: Iterable[Geometry]) -> bool:
     """:func:`.symmetry.mirrors_hold` for the geometry of R and T and for those of further maps."""
     return all(map(mirrors_hold, (geometry, *others)))
+
+
+def geometry_difference(data: DataSet, geometry: Geometry, others: Mapping[str, Geometry]) -> str | None:
+    """In what ``data`` was made for another geometry than this, or its further maps than ``others`` by NAME; None where in nothing.
+
+    A NAME that one of the two does not state is let pass: measured data state none.
+    """
+    pairs = [
+        ("", data.geometry, geometry),
+        *((f" at {name}", own, others[name]) for name, own in data.geometries.items() if name in others),
+    ]
+    found = ((where, mine.difference(theirs)) for where, mine, theirs in pairs)
+    return next((f"{words}{where}" for where, words in found if words), None)
 
 
 def channel_masks(

@@ -10,12 +10,14 @@ from typing import Any
 
 from torch import nn
 
+from runtime.channels import label
 from runtime.condition import Condition
 from runtime.data import DataSet
 from runtime.errors import BundleError, DataError, GeometryError
 from runtime.geometry import Geometry
 
 from . import checkpoint
+from .channels import geometry_difference
 from .recipes import Recipe, from_dict, load_recipe, override
 
 # Heights may lie outside the first run's range by this share of it: its own validation samples do, and a network does not stop there.
@@ -24,12 +26,13 @@ _BEYOND = 0.05
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Start:
-    """A run to start from: its recipe, condition constants, geometry and newest EMA weights."""
+    """A run to start from: its recipe, condition constants, geometry, those of further maps by NAME, and newest EMA weights."""
 
     path: Path
     recipe: Recipe
     condition: Condition
     geometry: Geometry
+    geometries: Mapping[str, Geometry]
 
     @classmethod
     def open(cls, path: Path) -> Start:
@@ -47,10 +50,13 @@ class Start:
         """Read a run folder, whether or not it has a checkpoint. Raises DataError as :meth:`open` does."""
         try:
             condition = Condition.from_dict(read_json(path / "condition.json"))
-            geometry = Geometry.from_dict(read_json(path / "data.json")["geometry"])
+            facts = read_json(path / "data.json")
+            geometry = Geometry.from_dict(facts["geometry"])
+            stated = {label(name): fields for name, fields in facts.get("channels", {}).items() if fields is not None}
+            geometries = {name: Geometry.from_dict(fields) for name, fields in stated.items() if name is not None}
         except (KeyError, TypeError, BundleError, GeometryError) as error:
             raise DataError(f"{path} is no whole run folder ({error}); name the folder that 'cli.py train --out' wrote") from None
-        return cls(path, recipe_of(path), condition, geometry)
+        return cls(path, recipe_of(path), condition, geometry, geometries)
 
     def check(self, recipe: Recipe, data: DataSet, source: str) -> None:
         """See that ``recipe``, made for ``data``, can go on from this run.
@@ -58,7 +64,7 @@ class Start:
         Raises:
             DataError: another architecture or another cell, or heights that the network was never shown.
         """
-        pairs = [(name, getattr(self.recipe, name), getattr(recipe, name)) for name in ("network", "layout", "canvas")]
+        pairs = [(name, getattr(self.recipe, name), getattr(recipe, name)) for name in ("network", "layout", "canvas", "channels")]
         mine, theirs = self.recipe.network_arguments, recipe.network_arguments
         pairs += [(f"network_arguments.{name}", mine.get(name), theirs.get(name)) for name in sorted({*mine, *theirs})]
         pairs += [(f"scheduler.{name}", self.recipe.scheduler.get(name), recipe.scheduler.get(name)) for name in ("prediction_type",)]
@@ -71,7 +77,7 @@ class Start:
             raise DataError(
                 f"{source} has order maps up to {data.Rm.shape[-1] // 2} and {self.path} on orders up to {self.condition.orders}"
             )
-        difference = data.geometry.difference(self.geometry)
+        difference = geometry_difference(data, self.geometry, self.geometries)
         if difference:
             raise DataError(f"{source} has another geometry than {self.path} ({difference}); start from a run of the same geometry")
         low, high = self.condition.height_range_nm

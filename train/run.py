@@ -18,6 +18,7 @@ from runtime.files import write_json, write_npz
 
 from . import checkpoint
 from .batches import split
+from .channels import geometry_difference
 from .finetune import Start, read_json, recipe_of
 from .recipes import Recipe
 
@@ -102,9 +103,9 @@ def open_run(
     start = None if init is None else Start.open(init)
     if start is not None:
         start.check(recipe, data, str(source))
-        data = dataclasses.replace(data, geometry=start.geometry)
+        data = _placed(data, start)
     elif old.get("init"):
-        data = dataclasses.replace(data, geometry=Start.read(path).geometry)
+        data = _placed(data, Start.read(path))
     training, validation = split(data, recipe.validation_fraction)
     part = data.take(training)
     if start is not None:
@@ -140,10 +141,10 @@ def _mix(run: Run, mix: DataSet, source: Path, fraction: float) -> None:
     """Take in the data mixed in. What the first run held back is held back again, so that forgetting is measured on unseen samples."""
     if mix.xx.shape[1:] != run.data.xx.shape[1:] or mix.Rm.shape[1:] != run.data.Rm.shape[1:]:
         raise DataError(f"{source} and {run.facts['data']} differ in the size of their patterns or order maps; mix data of the same cells")
-    difference = mix.geometry.difference(run.data.geometry)
+    difference = geometry_difference(mix, run.data.geometry, run.data.geometries)
     if difference:
         raise DataError(f"{source} was made for another geometry ({difference}); mix data of the same cells")
-    run.mix = dataclasses.replace(mix, geometry=run.data.geometry)
+    run.mix = dataclasses.replace(mix, geometry=run.data.geometry, geometries=run.data.geometries)
     run.mix_training, run.mix_validation = split(mix, fraction)
     run.facts["mix"] = {
         "data": source.name,
@@ -179,10 +180,15 @@ def _same(run: Run, old: dict[str, Any], named: bool) -> None:
     run.facts["init"] = old.get("init")
 
 
+def _placed(data: DataSet, start: Start) -> DataSet:
+    """Data with the geometries of the run it goes on from."""
+    return dataclasses.replace(data, geometry=start.geometry, geometries=start.geometries)
+
+
 def _digest(data: DataSet) -> str:
     """A few characters that tell one data set from another."""
     total = hashlib.sha256()
-    for array in (data.xx, data.h, data.Rm, data.Tm):
+    for array in (data.xx, data.h, data.Rm, data.Tm, *data.extra.values()):
         total.update(np.ascontiguousarray(array).data)
     return total.hexdigest()[:16]
 

@@ -34,7 +34,8 @@ def _draw_patterns(path: Path, title: str, held: DataSet, run: Run, network: nn.
     steps, size = quick_plan(run.recipe), held.xx.shape[-1]
     side = run.recipe.canvas or size
     start = (side - size) // 2
-    condition = {key: np.repeat(value, SAMPLES, axis=0) for key, value in run.condition.arrays(held.Rm, held.Tm, held.h).items()}
+    seen = run.condition.arrays(held.Rm, held.Tm, held.h, extra=held.extra)
+    condition = {key: np.repeat(value, SAMPLES, axis=0) for key, value in seen.items()}
     found = sample(network, steps, (1, side, side), condition, device)[:, 0, start : start + size, start : start + size]
     patterns = (found > 0).astype(np.uint8).reshape(len(held), SAMPLES, size, size)
     rows = []

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..data import load, open_npz
 from ..errors import DataError
 from ..files import write_npz
 from ..geometry import Geometry, propagating
-from .simulate import simulate
+from .simulate import Solve, simulate
 
 
 def add(
@@ -32,6 +32,7 @@ def add(
     changes: Mapping[str, Any],
     workers: int | None = None,
     progress: bool = True,
+    solver: Callable[[Geometry, int], Solve] | None = None,
 ) -> Path:
     """Write to ``out`` the data set ``patterns`` with its patterns' scattering under a second geometry.
 
@@ -40,7 +41,7 @@ def add(
         out: the ``.npz`` to write. What is solved grows beside it, in ``OUT.added.npz`` and its ``.parts``.
         name: NAME of the maps ``Rm_NAME`` and ``Tm_NAME`` and of ``geometry_NAME``.
         changes: fields in which the second geometry differs from that of ``patterns``.
-        workers, progress: as for :func:`.simulate.simulate`.
+        workers, progress, solver: as for :func:`.simulate.simulate`.
 
     Returns:
         ``out``.
@@ -78,7 +79,7 @@ def add(
         if progress:
             print(f"{out} already holds these maps; nothing to do", file=sys.stderr)
         return out
-    simulate(solved, None, 0, geometry, orders=orders, workers=workers, progress=progress, patterns=source)
+    simulate(solved, None, 0, geometry, orders=orders, workers=workers, progress=progress, patterns=source, solver=solver)
     found = load(solved)
     write_npz(out, **kept, **dict(zip(keys, (found.Rm, found.Tm, np.array(geometry.to_json())), strict=True)))
     with contextlib.suppress(OSError):

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,9 @@ from runtime.sampler import Sampler
 from runtime.sampler import load as open_bundle
 from runtime.score import misrouted_power
 from runtime.target import Target
+from train.finetune import recipe_of
 from train.loop import train
+from train.run import open_run
 
 MAIN = Geometry(period_nm=(2000.0, 2000.0), harmonics=2, dtype="complex128")
 SECOND = dataclasses.replace(MAIN, wavelength_nm=1480.0)
@@ -274,6 +277,45 @@ class TestDesigns:
             inside = held_out.take(np.flatnonzero((held_out.h > 150) & (held_out.h < 350))[:1])
             evaluate(inside, asked, n=1, progress=False, workers=1, cache_dir=both.parent / "cache")
             assert {name for target in asked.targets for name in target.extra} == names
+
+
+class TestFineTuning:
+    def test_measured_data_take_over_the_geometry_of_the_second_wavelength(self, data: DataSet, two_run: Path, tmp_path: Path) -> None:
+        measured = dataclasses.replace(data.take(data.h < 380), geometries={})
+        begun = open_run(tmp_path / "run", recipe_of(two_run), Path("measured"), measured, False, init=two_run)
+        assert begun.facts["channels"] == {name: SECOND.to_dict() for name in NAMES}
+        assert begun.data.geometries == {"1480": SECOND}
+
+    def test_another_second_wavelength_is_refused(self, data: DataSet, two_run: Path, tmp_path: Path) -> None:
+        other = dataclasses.replace(data, geometries={"1480": dataclasses.replace(SECOND, wavelength_nm=1470.0)})
+        with pytest.raises(DataError, match=r"another geometry .*wavelength_nm is 1470.0 in one and 1480.0 in the other at 1480"):
+            open_run(tmp_path / "run", recipe_of(two_run), Path("measured"), other, False, init=two_run)
+        swapped = dataclasses.replace(recipe_of(two_run), channels=list(NAMES[::-1]))
+        with pytest.raises(DataError, match="was trained with 'channels'"):
+            open_run(tmp_path / "run", swapped, Path("measured"), data, False, init=two_run)
+
+
+def test_a_baseline_is_asked_for_what_it_knows(both: Path, two: Sampler) -> None:
+    class Baseline:
+        bundle = SimpleNamespace(channels={"Rm_1480": None}, path="rival", manifest={"recipe": {"name": "rival"}})
+        surrogate = None
+
+        def __init__(self) -> None:
+            self.asked: set[str] = set()
+
+        def check(self, target: Target) -> Target:
+            self.asked |= set(target.extra)
+            return target
+
+        def propose(self, target: Target, n: int, **settings: Any) -> np.ndarray:
+            self.check(target)
+            return np.zeros((n, SIZE, SIZE), np.uint8)
+
+    rival, held_out = Baseline(), load(both, extra=NAMES)
+    inside = held_out.take(np.flatnonzero((held_out.h > 150) & (held_out.h < 350))[:1])
+    settings: dict[str, Any] = {"progress": False, "workers": 1, "cache_dir": both.parent / "cache", "noise_limit": 0}
+    evaluate(inside, two, n=1, baseline=rival, steps=2, **settings)
+    assert rival.asked == {"Rm_1480"}
 
 
 def test_data_without_the_channels_are_refused_before_anything_is_written(one: Path, small_recipe: Any, tmp_path: Path) -> None:

@@ -90,6 +90,16 @@ def test_without_partial_targets_every_channel_is_asked_unless_dropped(two: Data
     assert not light[asked == 0].any()
 
 
+def test_noise_on_targets_is_on_every_channel(two: DataSet) -> None:
+    clean, noisy = (Batches(two, measured(two), recipe(target_noise=noise)).training(0) for noise in (0.0, 0.2))
+    assert np.array_equal(clean["noise"], noisy["noise"])
+    for plane in range(4):
+        seen = clean["light"][:, plane] > 1e-3
+        spread = (noisy["light"][:, plane][seen] / clean["light"][:, plane][seen]) ** 2 - 1
+        assert spread.std() == pytest.approx(0.2, rel=0.2), plane
+    assert np.array_equal(clean["light"][:, 4:], noisy["light"][:, 4:])
+
+
 def test_validation_asks_for_everything(two: DataSet) -> None:
     assert Batches(two, measured(two), recipe(masks=0.5)).validation()["light"][:, 4:].all()
 
