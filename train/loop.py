@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm.auto import tqdm
@@ -26,8 +24,9 @@ from tqdm.auto import tqdm
 from runtime.data import DataSet, load
 from runtime.errors import BackendError, Cancelled, DataError
 from runtime.files import write_json
+from runtime.schedulers import plan
 
-from . import checkpoint, networks, optimizers, samples
+from . import checkpoint, networks, optimizers, processes, samples
 from .batches import Batches
 from .consistency import Consistency
 from .finetune import load_into
@@ -78,11 +77,9 @@ def train(
     mixed = None if mix is None else load(mix, convention, extra=recipe.channels)
     recipe = fitted(recipe, samples_in)
     goal = objective(recipe)
-    accelerator = _accelerator(recipe)
-    if recipe.batch_size < accelerator.num_processes:
-        raise DataError(
-            f"a batch of {recipe.batch_size} cannot be shared by {accelerator.num_processes} processes; raise --batch-size or start fewer"
-        )
+    if recipe.objective != "scattering":
+        plan(recipe.scheduler, recipe.sampling_steps, recipe.sampling_scheduler)  # what a bundle would refuse is refused before the work
+    accelerator = processes.accelerator(recipe)
     run = open_run(out, recipe, Path(data), samples_in, resume, init, mixed, None if mix is None else Path(mix))
     batches = Batches(run.data.take(run.training), run.condition, recipe, None if run.mix is None else run.mix.take(run.mix_training))
     torch.manual_seed(recipe.seed)
@@ -132,11 +129,11 @@ def train(
         while step < last:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, step, total)
-            batch, weight = _share(batches.training(step), accelerator)
+            batch, weight = processes.share(batches.training(step), accelerator)
             # Whatever the network draws depends on the step alone, like all the rest.
-            torch.manual_seed(_step_seed(recipe.seed, step, accelerator.process_index))
+            torch.manual_seed(processes.step_seed(recipe.seed, step, accelerator.process_index))
             with accelerator.autocast():
-                loss = goal(model, _to_device(batch, accelerator))
+                loss = goal(model, processes.to_device(batch, accelerator))
             if weight != 1:
                 loss = loss * weight
             accelerator.backward(loss)
@@ -147,7 +144,7 @@ def train(
             ema.step(network.parameters())
             step += 1
             bar.update()
-            value, stop = _agree(loss, interrupts.asked, accelerator)
+            value, stop = processes.agree(loss, interrupts.asked, accelerator)
             mean = log.add(value)
             if not math.isfinite(mean):
                 raise DataError(f"the loss is {mean} at step {step}; lower --lr, or look for damaged samples")
@@ -182,16 +179,7 @@ def held_out(run: Run, accelerator: Accelerator) -> dict[str, dict[str, torch.Te
     parts: dict[str, DataSet] = {"validation_loss": run.data.take(run.validation)}
     if run.mix is not None:
         parts["validation_loss_mix"] = run.mix.take(run.mix_validation)
-    return {name: _to_device(Batches(part, run.condition, run.recipe).validation(), accelerator) for name, part in parts.items()}
-
-
-def _accelerator(recipe: Recipe) -> Accelerator:
-    """accelerate's view of this process and its fellows. Without a GPU it has to be told, or processes would not find each other."""
-    if recipe.precision == "fp16" and not torch.cuda.is_available():
-        raise BackendError("the precision fp16 needs an NVIDIA GPU, which was not found; train with the precision bf16 or fp32")
-    # accelerate keeps the precision of the first run of a process for all others.
-    AcceleratorState._reset_state()
-    return Accelerator(mixed_precision={"fp32": "no"}.get(recipe.precision, recipe.precision), cpu=not torch.cuda.is_available())
+    return {name: processes.to_device(Batches(part, run.condition, run.recipe).validation(), accelerator) for name, part in parts.items()}
 
 
 def _network(run: Run) -> nn.Module:
@@ -222,35 +210,6 @@ def _restore(
     return step, state
 
 
-def _rows(batch: Mapping[str, Sized]) -> int:
-    return len(next(iter(batch.values())))
-
-
-def _share(batch: dict[str, np.ndarray], accelerator: Accelerator) -> tuple[dict[str, np.ndarray], float]:
-    """This process's part of a global batch, and the factor of its loss.
-
-    Gradients are averaged over processes, so a part's loss counts by how much larger than the average part it is: the mean over
-    processes is then the mean over the global batch, whether or not the batch can be divided evenly.
-    """
-    processes, index, rows = accelerator.num_processes, accelerator.process_index, _rows(batch)
-    if processes == 1:
-        return batch, 1.0
-    start, end = rows * index // processes, rows * (index + 1) // processes
-    return {key: value[start:end] for key, value in batch.items()}, processes * (end - start) / rows
-
-
-def _agree(loss: torch.Tensor, asked: bool, accelerator: Accelerator) -> tuple[float, bool]:
-    """The loss of the global batch, and whether any process was asked to stop: all have to at the same step."""
-    if accelerator.num_processes == 1:
-        return loss.item(), asked
-    value, stop = accelerator.reduce(torch.stack([loss.detach().float(), torch.tensor(float(asked), device=loss.device)]), "mean").tolist()
-    return value, stop > 0
-
-
-def _step_seed(seed: int, step: int, process: int) -> int:
-    return int(np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)[0])
-
-
 def _pictured(epoch: float, epochs: int, every: int) -> bool:
     return every > 0 and (epoch % every == 0 or epoch in (50, epochs))
 
@@ -278,15 +237,11 @@ def _averaged(network: nn.Module, ema: EMAModel) -> Iterator[None]:
         network.train()
 
 
-def _to_device(batch: dict[str, np.ndarray], accelerator: Accelerator) -> dict[str, torch.Tensor]:
-    return {key: torch.from_numpy(np.ascontiguousarray(value)).to(accelerator.device) for key, value in batch.items()}
-
-
 @torch.no_grad()
 def _validate(network: nn.Module, goal: Denoising | Scattering, batch: dict[str, torch.Tensor]) -> float:
     """Mean loss of a fixed batch."""
-    total, count = 0.0, _rows(batch)
+    total, count = 0.0, processes.rows(batch)
     for start in range(0, count, 256):
         part = {key: value[start : start + 256] for key, value in batch.items()}
-        total += goal(network, part).item() * _rows(part)
+        total += goal(network, part).item() * processes.rows(part)
     return total / count

@@ -188,7 +188,7 @@ def _placed(data: DataSet, start: Start) -> DataSet:
 def _digest(data: DataSet) -> str:
     """A few characters that tell one data set from another."""
     total = hashlib.sha256()
-    for array in (data.xx, data.h, data.Rm, data.Tm, *data.extra.values()):
+    for array in (data.xx, data.h, data.Rm, data.Tm, *(data.extra[key] for key in sorted(data.extra))):
         total.update(np.ascontiguousarray(array).data)
     return total.hexdigest()[:16]
 

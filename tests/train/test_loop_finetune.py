@@ -17,8 +17,9 @@ from runtime.files import write_npz
 from train import checkpoint, networks
 from train.batches import Batches, split
 from train.finetune import recipe_for
-from train.loop import _to_device, _validate, train
+from train.loop import _validate, train
 from train.objective import objective
+from train.processes import to_device
 from train.recipes import RECIPES, Recipe
 
 SURROGATE = {"channels": 16, "components": 8, "hidden": 16, "blocks": 1, "tokens": 8, "embedding": 16}
@@ -76,7 +77,7 @@ def error_on(data: DataSet, run: Path) -> float:
     class Here:
         device = "cpu"
 
-    return _validate(network.eval(), objective(recipe), _to_device(batch, Here()))
+    return _validate(network.eval(), objective(recipe), to_device(batch, Here()))
 
 
 def test_mixing_keeps_it_from_forgetting(first: Path, small_data: Path, measured: Callable[..., Path], tmp_path: Path) -> None:

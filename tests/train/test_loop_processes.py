@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from runtime.errors import DataError
-from train import checkpoint, loop
+from train import checkpoint, processes
 from train.loop import train
 from train.recipes import Recipe
 
 ROOT = Path(__file__).parents[2]
 LAUNCHERS = {
-    "torchrun": ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"],
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
     "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
 }
 
@@ -77,13 +77,13 @@ class Fellow:
         self.process_index, self.num_processes = index, processes
 
 
-@pytest.mark.parametrize(("rows", "processes"), [(33, 2), (8, 4), (7, 3), (5, 5)])
-def test_shares_make_up_the_batch_and_its_mean(rows: int, processes: int) -> None:
+@pytest.mark.parametrize(("rows", "count"), [(33, 2), (8, 4), (7, 3), (5, 5)])
+def test_shares_make_up_the_batch_and_its_mean(rows: int, count: int) -> None:
     """DDP averages over processes; with the factors, that is the mean over the samples."""
     import numpy as np
 
     values = np.random.default_rng(0).random(rows)
-    parts = [loop._share({"x": values}, Fellow(k, processes)) for k in range(processes)]
+    parts = [processes.share({"x": values}, Fellow(k, count)) for k in range(count)]
     assert np.array_equal(np.concatenate([part["x"] for part, _ in parts]), values)
     assert np.mean([factor * part["x"].mean() for part, factor in parts]) == pytest.approx(values.mean(), abs=1e-12)
 
@@ -91,7 +91,7 @@ def test_shares_make_up_the_batch_and_its_mean(rows: int, processes: int) -> Non
 def test_a_batch_smaller_than_the_processes_is_refused(
     small_data: Path, small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "_accelerator", lambda recipe: Fellow(0, 4))
+    monkeypatch.setattr(processes, "Accelerator", lambda **settings: Fellow(0, 4))
     with pytest.raises(DataError, match="a batch of 3 cannot be shared by 4 processes"):
         train(small_data, tmp_path / "run", dataclasses.replace(small_recipe, batch_size=3), progress=False)
     assert not (tmp_path / "run").exists()
