@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
+from runtime import report
 from runtime.bundle import Bundle
 from runtime.channels import Channel, fault
 from runtime.condition import Condition
 from runtime.data import DataSet, load, reorder_lab
+from runtime.design import Design
 from runtime.errors import BundleError, DataError, GeometryError, TargetError
 from runtime.geometry import Geometry
-from runtime.pairs import asked
+from runtime.pairs import Pair, asked
 from runtime.target import Target
 
 SECOND = Geometry(wavelength_nm=1480.0)
@@ -282,6 +284,24 @@ class TestCondition:
         assert condition.for_target(target)["light"].tobytes() == light[:1].tobytes()
         with pytest.raises(TargetError, match="it knows none beside R and T"):
             condition.for_target(Target.from_arrays(power[0, 0], power[0, 1], 300, extra={"heat": power[0, 0]}))
+
+
+def test_what_no_solver_checks_is_said() -> None:
+    """Of the maps asked for one was solved, one not in time, and for one nobody knows how."""
+    maps = np.full((SIDE, SIDE), 0.02)
+    extra = {"Tm_1480": maps, "Tm_y": maps, "heat": 300 * maps, "cold": Channel(maps, np.zeros((SIDE, SIDE)))}
+    target = Target.from_arrays(maps, maps, 300, extra=extra)
+    pairs = {"1480": Pair(SECOND, maps, maps, 0.25), "y": Pair(Geometry(polarisation="y"))}
+    designs = [Design(np.eye(4, dtype=np.uint8), 300, maps, maps, 0.5, True, 0, 0, Geometry(), pairs)]
+    lines = report.table(designs, target).splitlines()
+    assert lines[1].split()[:7] == ["rank", "misrouted", "power", "at", "1480", "at", "y"]
+    assert lines[3].split()[:5] == ["1", "0.500", "0.250", "-", "verified"]
+    assert lines[-2:] == [
+        "Ranked by R and T alone; 'at 1480' is the misrouted power of Rm_1480 and Tm_1480.",
+        "Asked for and not verified, since the training data did not say how it was solved: heat.",
+    ]
+    assert report.channel_words(designs, target)["channels_not_verified"] == ["heat"]
+    assert report.to_dict(designs[0], target, 1)["scores_by_channel"] == {"1480": 0.25, "y": None}
 
 
 def test_names() -> None:
