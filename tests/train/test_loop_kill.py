@@ -91,7 +91,7 @@ def test_killed_again_and_again_it_ends_byte_identical(
 ) -> None:
     """At any moment: in a step, in a checkpoint, in the log. A checkpoint every three steps makes the second likely."""
     recipe = dataclasses.replace(small_recipe, epochs=10_000, lr_schedule="constant")  # without end; the rate does not depend on it
-    run, moments = tmp_path / "run", [random.uniform(0, 0.4) for _ in range(5)]
+    run, moments = tmp_path / "run", [random.uniform(0, 0.4) for _ in range(4)]
     for kill, moment in enumerate(moments):
         process = launch(recipe, run, *(["--resume"] if kill else []))
         wait_past(process, run, newest(run))
