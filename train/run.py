@@ -101,17 +101,16 @@ def open_run(
         raise DataError(f"{path} already holds a run; add --resume to go on with it, or name another folder with --out")
     old = read_json(path / "data.json") if resumed else {}
     start = None if init is None else Start.open(init)
-    if start is not None:
+    # A run that is resumed stays with what it began with, which stands in its own folder.
+    before = Start.read(path) if resumed else start
+    if start is not None and not resumed:
         start.check(recipe, data, str(source))
-        data = _placed(data, start)
-    elif old.get("init"):
-        data = _placed(data, Start.read(path))
+    if before is not None and (old.get("init") or not resumed):
+        data = _placed(data, before)
     training, validation = split(data, recipe.validation_fraction)
     part = data.take(training)
-    if start is not None:
-        condition = start.condition
-    elif resumed:
-        condition = Start.read(path).condition
+    if before is not None:
+        condition = before.condition
     else:
         conditioning = recipe.network_arguments.get("conditioning", "concatenated")
         condition = Condition.measure(recipe.layout, part.Rm, part.Tm, part.h, recipe.canvas, conditioning, part.extra)
@@ -130,10 +129,10 @@ def open_run(
     if mix is not None and mix_source is not None:
         if start is None and not old.get("mix"):
             raise DataError("--mix is for fine-tuning; name the run to start from with --init")
-        fraction = start.recipe.validation_fraction if start is not None else old["mix"]["validation_fraction"]
+        fraction = old["mix"]["validation_fraction"] if old.get("mix") else start.recipe.validation_fraction  # type: ignore[union-attr]
         _mix(run, mix, mix_source, fraction)
     if resumed:
-        _same(run, old, start is not None)
+        _same(run, old, start)
     return run
 
 
@@ -155,7 +154,7 @@ def _mix(run: Run, mix: DataSet, source: Path, fraction: float) -> None:
     }
 
 
-def _same(run: Run, old: dict[str, Any], named: bool) -> None:
+def _same(run: Run, old: dict[str, Any], start: Start | None) -> None:
     """See that a run is resumed as it was begun, and keep what the folder knows of its start."""
     path, recipe, before = run.path, run.recipe, recipe_of(run.path)
     # A longer or shorter run of the same recipe is a legitimate wish; anything else would mix two experiments.
@@ -175,8 +174,12 @@ def _same(run: Run, old: dict[str, Any], named: bool) -> None:
                 f"{path} was trained on {known['training_samples']} samples of {known['data']}, and {new['data']} holds other samples "
                 f"({new['training_samples']} to train on); name a new folder with --out"
             )
-    if old.get("init") and not named and not checkpoint.found(path):
-        raise DataError(f"{path} has no checkpoint yet and was to start from {old['init']['run']}; name that run with --init again")
+    begun = (old.get("init") or {}).get("run")
+    named = None if start is None else start.facts()["run"]
+    if named is not None and named != begun:
+        raise DataError(f"{path} was begun from {begun or 'nothing'}, not from {named}; leave --init out, or name a new folder with --out")
+    if begun and named is None and not checkpoint.found(path):
+        raise DataError(f"{path} has no checkpoint yet and was to start from {begun}; name that run with --init again")
     run.facts["init"] = old.get("init")
 
 

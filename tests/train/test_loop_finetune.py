@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -169,6 +170,10 @@ def test_a_run_begun_from_another_and_killed_before_its_first_checkpoint(
     last.rmdir()
     with pytest.raises(DataError, match="no checkpoint yet and was to start from small; name that run with --init again"):
         train(small_data, run, small_recipe, progress=False, resume=True)
+    with pytest.raises(DataError, match=r"was begun from small, not from other; leave --init out"):
+        train(small_data, run, small_recipe, progress=False, resume=True, init=Path(shutil.copytree(small_run, tmp_path / "other")))
+    with pytest.raises(DataError, match=r"was begun from nothing, not from run"):
+        train(small_data, small_run, small_recipe, progress=False, resume=True, init=shutil.copytree(small_run, tmp_path / "x" / "run"))
     again = train(small_data, run, small_recipe, progress=False, resume=True, init=small_run, stop_after=1)
     assert checkpoint.step_of(again) == 1
 
