@@ -10,6 +10,7 @@ gradients are those of one process with the whole of it:
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -183,13 +184,24 @@ def held_out(run: Run, accelerator: Accelerator) -> dict[str, dict[str, torch.Te
 
 
 def _network(run: Run) -> nn.Module:
+    """The recipe's network, freshly initialised.
+
+    Raises:
+        DataError: it cannot be made with these arguments, or is for another objective or layout.
+    """
     recipe = run.recipe
-    if recipe.network not in networks.NETWORKS:
-        raise DataError(f"there is no network '{recipe.network}'; choose {', '.join(networks.NETWORKS)}")
     try:
         network = networks.build(recipe.network, recipe.network_arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise DataError(f"the network '{recipe.network}' cannot be made with the recipe's network_arguments ({error})") from None
+    light = ["planes"] if recipe.layout == "planes" else ["light", "height"]
+    given = ["pattern", "height_nm"] if recipe.objective == "scattering" else ["sample", "timestep", *light]
+    taken = list(inspect.signature(network.forward).parameters)
+    if taken != given:
+        raise DataError(
+            f"the network '{recipe.network}' takes {', '.join(taken)}, and the objective '{recipe.objective}' with the layout "
+            f"'{recipe.layout}' gives {', '.join(given)}; change one of the three"
+        )
     if isinstance(network, Surrogate):
         network.measure(run.condition)
     return network

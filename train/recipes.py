@@ -25,6 +25,10 @@ class Recipe:
     share of which nothing is asked (classifier-free guidance). ``height_power`` p shows samples as often as height**p says: tall pillars,
     in which light scatters many times, are what takes long to learn. ``sampling_steps`` is the bundle's default. ``channels`` are keys of
     further maps in the data that the network is conditioned on beside ``Rm`` and ``Tm``; see ``runtime.channels``.
+    ``min_snr_gamma`` weights the timesteps of the denoising loss as arXiv 2303.09556 does (the paper takes 5); 0 weights all alike.
+    ``target_noise`` is the relative standard deviation of Gaussian noise on the efficiencies a denoiser is shown, for targets that are
+    measured. ``compile`` runs the network through ``torch.compile``, which is for GPUs: on a CPU it gained nothing. ``mix_share`` is the
+    share of each batch that comes from the mixed-in data when a run is fine-tuned.
     """
 
     name: str
