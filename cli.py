@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -79,6 +80,8 @@ def train(
 
     On several GPUs: torchrun --nproc_per_node 4 cli.py train ... Ctrl-C leaves a checkpoint.
     """
+    work: dict[str, Any] = {"convention": convention, "resume": resume, "init": init, "mix": mix}
+    work |= {"checkpoint_every": checkpoint_every, "keep": keep, "pictures_every": pictures_every}
     if sweep is not None:
         if click.get_current_context().get_parameter_source("recipe") is ParameterSource.COMMANDLINE:
             raise click.UsageError(f"{sweep} names its recipe; leave --recipe out")
@@ -86,20 +89,7 @@ def train(
             from train.sweep import sweep as run_sweep
             from train.sweep_report import tables
 
-            results = run_sweep(
-                sweep,
-                data_path,
-                run,
-                overrides=overrides,
-                say=status,
-                convention=convention,
-                resume=resume,
-                init=init,
-                mix=mix,
-                checkpoint_every=checkpoint_every,
-                keep=keep,
-                pictures_every=pictures_every,
-            )
+            results = run_sweep(sweep, data_path, run, overrides=overrides, say=status, **work)
         click.echo(tables(results))
         status("".join(f"\n{run / name}" for name in ("sweep.json", "sweep.csv", "sweep.png", "loss_curves.png")).lstrip())
         if not any(row["status"] == "done" for row in results["runs"].values()):
@@ -110,18 +100,7 @@ def train(
         from train.loop import train as run_training
 
         settings = recipe_for(recipe, run if resume else None, init, overrides)
-        last = run_training(
-            data_path,
-            run,
-            settings,
-            convention=convention,
-            resume=resume,
-            init=init,
-            mix=mix,
-            checkpoint_every=checkpoint_every,
-            keep=keep,
-            pictures_every=pictures_every,
-        )
+        last = run_training(data_path, run, settings, **work)
     if int(os.environ.get("RANK", "0")) == 0:  # of several processes one speaks
         click.echo(f"trained: {last}\nloss curve: {run / 'loss.png'}\nnext: python cli.py export {run} --out bundles/{run.name}")
 

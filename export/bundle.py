@@ -19,12 +19,13 @@ from runtime.files import atomic_directory
 from runtime.loop import Guidance
 from runtime.schedulers import plan
 from runtime.version import __version__
+from train.finetune import read_json
 from train.objective import Denoising
 
 from . import card, parity, precision
 from .fused import fuse
 from .onnx import EXAMPLE_BATCH, Part, parts, surrogate_part, to_onnx
-from .run import Run, fits, read_json
+from .run import Run, fits
 
 TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "numpy")
 Say = Callable[[str], None]

@@ -14,7 +14,8 @@ from runtime.condition import Condition
 from runtime.data import DataSet, load, open_npz
 from runtime.errors import DataError
 from train import checkpoint, networks
-from train.recipes import Recipe, from_dict
+from train.finetune import read_json, recipe_of
+from train.recipes import Recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +38,7 @@ class Run:
         Raises:
             DataError: it is none, is damaged, or was trained for something else.
         """
-        facts, recipe_fields, condition_fields = (read_json(path / name) for name in ("data.json", "recipe.json", "condition.json"))
-        recipe = from_dict(recipe_fields, str(path / "recipe.json"))
+        facts, recipe, condition_fields = read_json(path / "data.json"), recipe_of(path), read_json(path / "condition.json")
         if (recipe.objective == "scattering") != (objective == "scattering"):
             what, instead = (
                 ("a denoiser", "name a surrogate's run") if objective == "scattering" else ("a surrogate", "name it with --surrogate")
@@ -50,7 +50,7 @@ class Run:
         try:
             network.load_state_dict(checkpoint.load_weights(newest))
         except RuntimeError as error:
-            reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+            reason = checkpoint.misfit(error)
             raise DataError(f"{newest} does not fit its recipe ({reason}); remove that checkpoint to go on from the one before") from None
         broken = [name for name, value in network.state_dict().items() if value.is_floating_point() and not value.isfinite().all()]
         if broken:
@@ -103,17 +103,3 @@ def fits(surrogate: Run, denoiser: Run) -> None:
             f"the surrogate {surrogate.path} knows heights of {low:g} to {high:g} nm and {denoiser.path} {least:g} to {most:g} nm; "
             "train both on the same data"
         )
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file of a run.
-
-    Raises:
-        DataError: it is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist; name the folder that 'cli.py train --out' wrote") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error})") from None

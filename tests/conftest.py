@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,10 @@ import pytest
 from runtime.data import DataSet
 from runtime.files import write_npz
 from runtime.geometry import Geometry
+
+# A shell starts what it puts in the background with SIGINT ignored, and children inherit it: those that tests interrupt would never stop.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A cell small enough that a solve takes milliseconds: 5 x 5 pixels, orders up to 3.
 SMALL = Geometry(wavelength_nm=1550.0, period_nm=(2000.0, 2000.0), harmonics=3, dtype="complex128")

@@ -17,7 +17,7 @@ from runtime.data import DataSet
 from runtime.errors import DataError
 from runtime.search import canonical
 
-from .channels import channel_masks, every_mirror_holds
+from .channels import channel_masks, every_mirror_holds, strong_orders
 from .recipes import Recipe
 from .symmetry import mirror, shift
 
@@ -25,14 +25,14 @@ from .symmetry import mirror, shift
 _VALIDATION, _ORDER, _MIX_ORDER = 2**62, 2**63, 2**63 + 2**62
 
 
-def split(data: DataSet, validation_fraction: float) -> tuple[np.ndarray, np.ndarray]:
+def split(data: DataSet, validation_fraction: float, training_samples: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the training and validation part, decided by a hash of each sample alone.
 
     The hash is of the pattern modulo cyclic shifts and of the height, so that neither order nor company nor a shifted copy
-    moves a sample to the other side.
+    moves a sample to the other side. With ``training_samples`` the training part is so many drawn from it, the same ones every time.
 
     Raises:
-        DataError: one of the parts would be empty.
+        DataError: one of the parts would be empty, or has fewer than ``training_samples``.
     """
     bound = int(validation_fraction * 2**32)
     chosen = np.array(
@@ -47,6 +47,10 @@ def split(data: DataSet, validation_fraction: float) -> tuple[np.ndarray, np.nda
             f"{len(data)} samples are too few to set {validation_fraction:.0%} aside for validation; "
             "simulate more, or raise validation_fraction"
         )
+    if training_samples > len(training):
+        raise DataError(f"'training_samples' is {training_samples} and the training part has {len(training)}; ask for fewer, or 0 for all")
+    if training_samples:
+        training = np.sort(np.random.Generator(np.random.Philox(0)).permutation(training)[:training_samples])
     return training, validation
 
 
@@ -151,10 +155,7 @@ def random_masks(rng: np.random.Generator, R: np.ndarray, T: np.ndarray, partial
     both = np.stack([R, T], axis=1).reshape(count, -1)
     kind = rng.random(count)
     wanted = rng.integers(1, 17, count)
-    # Gumbel top-k: drawing without replacement with weights (efficiency + floor).
-    keys = np.log(both + 1e-3) + rng.gumbel(size=both.shape)
-    ranked = np.sort(keys, axis=1)[:, ::-1]
-    few = keys >= np.take_along_axis(ranked, wanted[:, None] - 1, axis=1)
+    few = strong_orders(rng, both, wanted)
     sides = np.repeat(rng.integers(0, 2, count)[:, None] == np.arange(2)[None], side * side, axis=1)
     mask = np.ones(both.shape, bool)
     for chosen, value in (

@@ -31,6 +31,16 @@ def geometry_difference(data: DataSet, geometry: Geometry, others: Mapping[str, 
     return next((f"{words}{where}" for where, words in found if words), None)
 
 
+def strong_orders(rng: np.random.Generator, power: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Which ``wanted`` (B,) of the orders with ``power`` (B, K) are asked for, (B, K) bool, with a preference for strong ones.
+
+    Gumbel top-k: drawing without replacement with weights (power + floor).
+    """
+    keys = np.log(power + 1e-3) + rng.gumbel(size=power.shape)
+    ranked = np.sort(keys, axis=1)[:, ::-1]
+    return np.asarray(keys >= np.take_along_axis(ranked, np.minimum(wanted, power.shape[1])[:, None] - 1, axis=1))
+
+
 def channel_masks(
     rng: np.random.Generator, extra: Mapping[str, np.ndarray], mask_R: np.ndarray, mask_T: np.ndarray, partial: float
 ) -> dict[str, np.ndarray]:
@@ -55,10 +65,8 @@ def channel_masks(
         if group not in kept:
             kept[group] = asked & (rng.random(count) < (0.5 if partial > 0 else 1.0))
         few, wanted = rng.random(count) < partial, rng.integers(1, 17, count)
-        # Gumbel top-k, as for R and T; relative to the brightest, since a map may be in any unit.
         flat = maps.reshape(count, -1)
-        keys = np.log(flat / np.maximum(flat.max(axis=1, keepdims=True), 1e-30) + 1e-3) + rng.gumbel(size=flat.shape)
-        ranked = np.sort(keys, axis=1)[:, ::-1]
-        single = keys >= np.take_along_axis(ranked, np.minimum(wanted, flat.shape[1])[:, None] - 1, axis=1)
+        # Relative to the brightest, since a map may be in any unit.
+        single = strong_orders(rng, flat / np.maximum(flat.max(axis=1, keepdims=True), 1e-30), wanted)
         masks[name] = (np.where(few[:, None], single, True) & kept[group][:, None]).reshape(maps.shape)
     return masks

@@ -93,6 +93,11 @@ def step_of(checkpoint: Path) -> int:
     return state_of(checkpoint)["step"]
 
 
+def misfit(error: RuntimeError) -> str:
+    """What ``load_state_dict`` found first, of all that its error lists below a heading."""
+    return str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+
+
 def save_weights(folder: Path, name: str, weights: Mapping[str, torch.Tensor]) -> None:
     """Write ``folder/name.safetensors``, for :func:`load_weights` to read."""
     with atomic_file(folder / f"{name}.safetensors") as temporary:

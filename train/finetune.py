@@ -103,7 +103,7 @@ def load_into(network: nn.Module, path: Path) -> None:
     try:
         network.load_state_dict(checkpoint.load_weights(newest))
     except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        reason = checkpoint.misfit(error)
         raise DataError(f"the weights of {newest} do not fit the recipe's network ({reason}); name another run") from None
 
 

@@ -38,8 +38,6 @@ from .objective import Denoising, Scattering, objective
 from .recipes import Recipe
 from .run import Run, fitted, open_run
 
-__all__ = ["fitted", "learning_rate", "open_run", "train"]
-
 
 def train(
     data: str | Path,

@@ -28,7 +28,8 @@ class Recipe:
     ``min_snr_gamma`` weights the timesteps of the denoising loss as arXiv 2303.09556 does (the paper takes 5); 0 weights all alike.
     ``target_noise`` is the relative standard deviation of Gaussian noise on the efficiencies a denoiser is shown, for targets that are
     measured. ``compile`` runs the network through ``torch.compile``, which is for GPUs: on a CPU it gained nothing. ``mix_share`` is the
-    share of each batch that comes from the mixed-in data when a run is fine-tuned.
+    share of each batch that comes from the mixed-in data when a run is fine-tuned. ``training_samples`` above 0 trains on so many of the
+    training part alone, the same ones for every seed and the fewer among the more: for learning curves.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Recipe:
     compile: bool = False
     mix_share: float = 0.5
     validation_fraction: float = 0.08
+    training_samples: int = 0
     seed: int = 0
     channels: list[str] = dataclasses.field(default_factory=list)
 
@@ -242,7 +244,10 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "list[str]": ((list,), "a list of names"),
 }
 _POSITIVE = ("batch_size", "epochs", "lr")
-_NOT_NEGATIVE = ("warmup_steps", "gradient_clip", "min_snr_gamma", "target_noise", "seed", "canvas", "sampling_steps", "guidance_scale")
+_NOT_NEGATIVE = (
+    *("warmup_steps", "gradient_clip", "min_snr_gamma", "target_noise", "guidance_scale"),
+    *("training_samples", "seed", "canvas", "sampling_steps"),
+)
 _SHARES = ("masks", "condition_dropout", "ema_decay")
 _PROPER_SHARES = ("validation_fraction", "mix_share")
 

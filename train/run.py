@@ -107,11 +107,11 @@ def open_run(
         start.check(recipe, data, str(source))
     if before is not None and (old.get("init") or not resumed):
         data = _placed(data, before)
-    training, validation = split(data, recipe.validation_fraction)
-    part = data.take(training)
+    training, validation = split(data, recipe.validation_fraction, recipe.training_samples)
     if before is not None:
         condition = before.condition
     else:
+        part = data.take(training)
         conditioning = recipe.network_arguments.get("conditioning", "concatenated")
         condition = Condition.measure(recipe.layout, part.Rm, part.Tm, part.h, recipe.canvas, conditioning, part.extra)
     facts = {

@@ -138,13 +138,13 @@ def sweep(
     for _, recipe in plan.runs.values():
         _check_network(recipe, samples)
     results = _taken_up(out, plan, Path(data).name, len(samples), resume)
-    parts: dict[float, tuple[np.ndarray, np.ndarray]] = {}
+    parts: dict[tuple[float, int], tuple[np.ndarray, np.ndarray]] = {}
     for number, (folder, (settings, recipe)) in enumerate(plan.runs.items(), 1):
-        fraction = recipe.validation_fraction
-        if fraction not in parts:
-            parts[fraction] = split(samples, fraction)
+        part = recipe.validation_fraction, recipe.training_samples
+        if part not in parts:
+            parts[part] = split(samples, *part)
         row = results["runs"].get(folder, {})
-        recipe = dataclasses.replace(recipe, epochs=row.get("epochs") or _epochs(plan, recipe, samples, parts[fraction][0]))
+        recipe = dataclasses.replace(recipe, epochs=row.get("epochs") or _epochs(plan, recipe, samples, parts[part][0]))
         label = f"run {number} of {len(plan.runs)}: {folder}"
         if row.get("status") == "done":
             say(f"{label}: done before")
@@ -156,7 +156,7 @@ def sweep(
         try:
             with own_precision():
                 train(data, out / folder, recipe, convention=convention, resume=resume, **training)
-            row |= {"status": "done", **_measured(out / folder, samples, parts[fraction][1])}
+            row |= {"status": "done", **_measured(out / folder, samples, parts[part][1])}
         except DataError as error:
             if "the loss is" not in str(error):  # anything else would meet the next run too
                 raise

@@ -50,9 +50,21 @@ def test_split_belongs_to_the_sample_not_its_place(small_data):
     assert np.array_equal(split(shifted, 0.3)[1], validation)
 
 
+def test_fewer_training_samples_are_among_the_more_and_leave_the_validation_part_alone(small_data):
+    data = load(small_data)
+    training, validation = split(data, 0.3)
+    few, some = split(data, 0.3, 4), split(data, 0.3, 9)
+    assert len(few[0]) == 4
+    assert set(few[0]) < set(some[0]) < set(training)
+    assert np.array_equal(few[1], validation)
+    assert np.array_equal(some[1], validation)
+
+
 def test_too_few_samples_to_split(small_data):
     with pytest.raises(DataError, match="too few"):
         split(load(small_data).take(slice(3)), 0.01)
+    with pytest.raises(DataError, match="'training_samples' is 1000 and the training part has"):
+        split(load(small_data), 0.3, 1000)
 
 
 def test_statistics_come_from_the_training_part(small_data, small_run):

@@ -13,8 +13,9 @@ from runtime.data import load
 from runtime.errors import DataError
 from train import checkpoint
 from train.batches import split
-from train.loop import fitted, learning_rate, train
+from train.loop import learning_rate, train
 from train.recipes import RECIPES
+from train.run import fitted
 
 
 def same_bytes(a: Path, b: Path) -> bool:

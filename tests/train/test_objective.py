@@ -13,9 +13,10 @@ import torch
 from runtime.data import load
 from runtime.errors import BackendError, DataError
 from train.batches import Batches
-from train.loop import open_run, train
+from train.loop import train
 from train.objective import Denoising, min_snr_weights, objective
 from train.recipes import RECIPES, Recipe, override
+from train.run import open_run
 
 SCHEDULER = RECIPES["default"].scheduler
 

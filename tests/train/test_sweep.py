@@ -240,7 +240,9 @@ def test_wide_tables_are_folded() -> None:
 
 def test_shipped_sweeps_are_in_order() -> None:
     plans = {path.stem: Sweep.read(path) for path in SHIPPED.glob("*.toml")}
-    assert plans.keys() == {"lab2023", "optimizers", "conditioning"}
+    assert plans.keys() == {"lab2023", "optimizers", "conditioning", "samples", "samples_denoiser"}
+    for name in ("samples", "samples_denoiser"):
+        assert [recipe.training_samples for _, recipe in plans[name].runs.values()] == [5000, 10000, 0]
     seed = RECIPES["lab2023"]
     assert (seed.lr, seed.loss, seed.batch_size) in [(r.lr, r.loss, r.batch_size) for _, r in plans["lab2023"].runs.values()]
     kinds = [recipe.network_arguments["conditioning"] for _, recipe in plans["conditioning"].runs.values()]
