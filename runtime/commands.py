@@ -15,6 +15,7 @@ from click.core import ParameterSource
 from . import options
 from .console import Bars, Group, check_writable, status
 from .errors import DataError
+from .plot_commands import plot
 from .version import __version__
 
 
@@ -22,6 +23,9 @@ from .version import __version__
 @click.version_option(__version__, prog_name="metascatter")
 def group() -> None:
     """From a wanted light scattering to metasurface patterns that produce it."""
+
+
+group.add_command(plot)
 
 
 def main() -> None:

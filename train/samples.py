@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from runtime.data import DataSet
+from runtime.plots import Row, chosen, lit, sample_grid
 from runtime.schedulers import Plan, plan
 
-from .pictures import Row, lit, sample_grid
 from .recipes import Recipe
 from .run import Run
 
@@ -22,7 +22,7 @@ _SEED = 2023
 
 def picture(path: Path, epoch: float, run: Run, network: nn.Module, device: torch.device) -> None:
     """Draw what ``network`` makes of some validation samples: patterns for their light or, of a surrogate, light for their patterns."""
-    held = chosen(run.data.take(run.validation))
+    held = chosen(run.data.take(run.validation), TARGETS)
     title = f"{run.recipe.name}, epoch {epoch:g}, validation samples"
     if run.recipe.objective == "scattering":
         _draw_light(path, title, held, network, device)
@@ -58,12 +58,6 @@ def _draw_light(path: Path, title: str, held: DataSet, network: nn.Module, devic
         cells = [lit(maps, held.geometry, side) for true, found, side in pairs for maps in (true, found)]
         rows.append(Row(f"{held.h[k]:g} nm", [held.xx[k], *cells], [f"misrouted {wrong:.3f}", "", "", "", ""]))
     sample_grid(path, title, ["pattern", "true R", "predicted R", "true T", "predicted T"], rows)
-
-
-def chosen(data: DataSet) -> DataSet:
-    """Up to ``TARGETS`` samples, from the lowest pillars to the tallest."""
-    order = np.argsort(data.h, kind="stable")
-    return data.take(order[np.unique(np.linspace(0, len(data) - 1, min(TARGETS, len(data))).round().astype(int))])
 
 
 def quick_plan(recipe: Recipe) -> Plan:

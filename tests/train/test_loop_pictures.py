@@ -17,10 +17,10 @@ from torch import nn
 from runtime.data import load
 from runtime.errors import BackendError
 from runtime.geometry import Geometry
+from runtime.plots import Row, lit
 from train import checkpoint, loop, networks, samples
 from train.log import duration, speed
 from train.loop import train
-from train.pictures import Row, lit
 from train.recipes import RECIPES, Recipe
 
 

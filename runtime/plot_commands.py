@@ -1,0 +1,78 @@
+"""``plot``: the figures of the seed documents, each by a command of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import options
+from .console import Group, check_writable
+
+_out = click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help=".png, .svg or .pdf.")
+
+
+@click.group(cls=Group)
+def plot() -> None:
+    """Draw figures: what is in a data set, how a pattern comes out of noise."""
+
+
+@plot.command()
+@click.argument("data_path", metavar="DATA", type=click.Path(path_type=Path))
+@_out
+@click.option("--count", type=click.IntRange(1, 50), default=8, show_default=True, help="Samples shown, from the lowest to the tallest.")
+@click.option(
+    "--convention", type=click.Choice(["lab", "metascatter"]), default="lab", show_default=True, help="Index convention of .mat data."
+)
+def light(data_path: Path, out: Path, count: int, convention: str) -> None:
+    """Light matrices: patterns of DATA and the efficiencies of their orders.
+
+    \b
+    metascatter plot light test.npz --out light.png
+    """
+    from . import evaluate_picture, plots
+    from .data import load
+
+    evaluate_picture.check(out)
+    check_writable(out.absolute().parent)
+    plots.light_matrices(load(data_path, convention), out, count)
+    click.echo(out)
+
+
+@plot.command()
+@click.argument("target_path", metavar="TARGET", type=click.Path(path_type=Path))
+@_out
+@options.bundle
+@click.option("-n", "n", type=click.IntRange(1, 20), default=3, show_default=True, help="Candidates shown.")
+@options.sampling
+@options.engine
+@options.seed
+@click.option("--convention", type=click.Choice(["lab", "metascatter"]), help="Index convention of a .mat target.")
+def reverse(
+    target_path: Path,
+    out: Path,
+    bundle: Path | None,
+    n: int,
+    settings: dict[str, Any],
+    engine: dict[str, Any],
+    seed: int,
+    convention: str | None,
+) -> None:
+    """The reverse process: candidates for TARGET from noise to pattern.
+
+    \b
+    metascatter plot reverse examples/targets/deflector.json --out reverse.png
+    metascatter plot reverse target.mat --guidance-scale 3 -n 5 --out reverse.svg
+    """
+    from . import evaluate_picture, plots
+    from .sampler import load
+    from .target import Target
+
+    evaluate_picture.check(out)
+    check_writable(out.absolute().parent)
+    del settings["batch_size"]
+    with load(bundle, **engine) as sampler:
+        target = Target.load(target_path, convention, sampler.bundle.channels)
+        plots.reverse_process(sampler, target, out, n, seed, **settings)
+    click.echo(out)
