@@ -69,7 +69,7 @@ def test_the_surrogates_picture_is_of_order_maps(small_data: Path, tmp_path: Pat
     heights = [float(row.label.split()[0]) for row in rows]
     assert heights == sorted(heights)
     for row in rows:
-        pattern, true_R, found_R, true_T, found_T = row.cells
+        pattern, true_R, found_R, true_T, found_T = (np.asarray(cell) for cell in row.cells)
         k = next(i for i in range(len(data)) if np.array_equal(data.xx[i], pattern) and np.isclose(data.Rm[i].sum(), np.nansum(true_R)))
         assert np.nansum(true_R) + np.nansum(true_T) == pytest.approx(1, abs=1e-3)
         assert np.nansum(found_R) + np.nansum(found_T) == pytest.approx(1, abs=1e-3)
