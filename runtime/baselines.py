@@ -59,7 +59,7 @@ def random_scores(
 
     facts = [_FORMAT, __version__, geometry.to_dict(), target.orders, size, count, seed, index, target.height_nm]
     key = hashlib.sha256(json.dumps(facts).encode())
-    for values in (target.R, target.T, target.mask_R, target.mask_T):
+    for values in (target.R, target.T, target.mask_R, target.mask_T, *(target.ranges or ())):
         key.update(np.ascontiguousarray(values).tobytes())
     path = Path(cache_dir or cache_directory()) / "random" / f"{key.hexdigest()[:32]}.json"
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):

@@ -57,7 +57,7 @@ def main() -> None:
 @click.option(
     "--convention",
     type=click.Choice(["lab", "metascatter"]),
-    help="Index convention of .mat targets; default: the file's own, else the lab's.",
+    help="Index convention of .mat, .npz and .csv targets; default: the file's own, else the lab's for .mat.",
 )
 @options.workers
 @options.as_json
@@ -75,18 +75,23 @@ def infer(
     workers: int | None,
     as_json: bool,
 ) -> None:
-    """Design metasurfaces for each TARGET (.mat, .npz or .json) and write them to a folder.
+    """Design metasurfaces for each TARGET and write them to a folder.
+
+    A TARGET is a file (.json, .toml, .mat, .npz or .csv) or a preset: deflector, splitter-2x2, equal-3x3, mirror or zero-order-suppressor,
+    with its parameters behind it where the defaults do not suit.
 
     \b
-    metascatter infer deflector.json --out designs
+    metascatter infer mine.toml --out designs
+    metascatter infer deflector:height_nm=250:order=1,1:efficiency=0.05 --out designs
     metascatter infer a.mat b.mat --out designs -n 256 --top 8 --seed 1
-    metascatter infer deflector.json --out designs --no-verify --json
+    metascatter infer mine.toml --out designs --no-verify --json
     """
     from . import design, report
+    from .presets import name_of
     from .sampler import load
     from .target import Target
 
-    stems = [os.path.normcase(path.stem) for path in targets]
+    stems = [os.path.normcase(name_of(path)) for path in targets]
     twice = next((stem for stem in stems if stems.count(stem) > 1), None)
     if twice is not None:
         raise DataError(f"two targets are called '{twice}' and would share one folder; rename one")
@@ -136,7 +141,7 @@ def infer(
 @group.command()
 @click.argument("designs_path", metavar="DESIGNS.npz", type=click.Path(path_type=Path))
 @click.option("--target", "target_path", required=True, type=click.Path(path_type=Path), help="What the designs were made for.")
-@click.option("--convention", type=click.Choice(["lab", "metascatter"]), help="Index convention of a .mat target.")
+@click.option("--convention", type=click.Choice(["lab", "metascatter"]), help="Index convention of a .mat, .npz or .csv target.")
 @options.workers
 @options.as_json
 def verify(designs_path: Path, target_path: Path, convention: str | None, workers: int | None, as_json: bool) -> None:

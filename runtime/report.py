@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .pairs import Pair, asked, known, unverified
+from .target_ranges import words
 
 if TYPE_CHECKING:
     from .design import Design
@@ -43,9 +44,22 @@ def _strongest(target: Target, solved: Design | Pair) -> list[dict[str, Any]]:
     """The strongest orders that a target asks for, and what came of them."""
     wanted, achieved = {"R": target.R, "T": target.T}, {"R": solved.R, "T": solved.T}
     return [
-        {"side": side, "m": m, "n": n, "wanted": at(wanted[side], m, n), "achieved": at(achieved[side], m, n)}
+        {
+            "side": side,
+            "m": m,
+            "n": n,
+            "wanted": at(wanted[side], m, n),
+            **_ends(target, side, m, n),
+            "achieved": at(achieved[side], m, n),
+        }
         for side, m, n in target.strongest(STRONGEST)
     ]
+
+
+def _ends(target: Target, side: str, m: int, n: int) -> dict[str, Any]:
+    """Both ends of what counts as reached, as a field, where they differ."""
+    low, high = target.range_of(side, m, n)
+    return {} if low == high else {"wanted_range": [round(low, 6), round(high, 6)]}
 
 
 def channel_words(designs: Sequence[Design], target: Target) -> dict[str, Any]:
@@ -74,7 +88,7 @@ def table(designs: Sequence[Design], target: Target) -> str:
     orders = "every order asked" if not target.partial else f"{asked} order{'s' * (asked != 1)} asked, the others free"
     others = list(known(designs))
     head = ["rank", "misrouted power", *(f"at {name}" for name in others), "", *(f"{side}({m},{n})" for side, m, n in strongest)]
-    rows = [["", "", *("" for _ in others), "wanted", *(_share({"R": target.R, "T": target.T}[side], m, n) for side, m, n in strongest)]]
+    rows = [["", "", *("" for _ in others), "wanted", *(words(*target.range_of(*order)) for order in strongest)]]
     for rank, design in enumerate(designs, 1):
         rows.append(
             [

@@ -14,15 +14,29 @@ def misrouted_power(R: np.ndarray, T: np.ndarray, target: Target) -> np.ndarray 
     With a the achieved and w the wanted efficiencies: 1/2 (sum over asked of abs(a - w) + abs(sum asked a - sum asked w)),
     from 0 (exact) to 1. The second term is the bin of unasked orders, since what is not in an asked order is there.
 
+    Of an order with a range, w is the value within it that is nearest to a. That is the smallest this score can be over all targets that
+    the ranges admit: it equals max(sum of the a - w above 0, sum of the w - a above 0), and nearest values make both sums least. It is the
+    smallest as well over those that ask for no more light than there is, as long as no more was achieved.
+
     Args:
         R, T: (..., 2M+1, 2M+1) achieved efficiencies.
-        target: wanted efficiencies and masks of the same M.
+        target: wanted efficiencies, ranges and masks of the same M.
 
     Returns:
         (...) float64, or a float without leading axes.
 
     Raises:
         DataError: the maps are not of the target's size.
+    """
+    difference = missed(R, T, target)
+    score = (np.abs(difference).sum(axis=-1) + np.abs(difference.sum(axis=-1))) / 2
+    return float(score) if score.ndim == 0 else score
+
+
+def missed(R: np.ndarray, T: np.ndarray, target: Target) -> np.ndarray:
+    """Achieved less wanted efficiency of the orders asked for, (..., K) float64: those of R, then those of T, in the order of the arrays.
+
+    Within a range this is 0, outside it the way to its nearer end. Arguments and errors as for :func:`misrouted_power`.
     """
     R, T = np.asarray(R, np.float64), np.asarray(T, np.float64)
     if R.shape != T.shape or R.shape[-2:] != target.R.shape:
@@ -31,11 +45,10 @@ def misrouted_power(R: np.ndarray, T: np.ndarray, target: Target) -> np.ndarray 
             "resize the target to their number of orders"
         )
     achieved = np.concatenate([R[..., target.mask_R], T[..., target.mask_T]], axis=-1)
-    wanted = np.concatenate([target.R[target.mask_R], target.T[target.mask_T]])
+    low_R, low_T, high_R, high_T = target.limits
+    low, high = (np.concatenate([r[target.mask_R], t[target.mask_T]]) for r, t in ((low_R, low_T), (high_R, high_T)))
     # The sum of differences, not the difference of sums: an exact match then scores exactly 0.
-    difference = achieved - wanted
-    score = (np.abs(difference).sum(axis=-1) + np.abs(difference.sum(axis=-1))) / 2
-    return float(score) if score.ndim == 0 else score
+    return achieved - np.clip(achieved, low, high)
 
 
 def lab_scores(pattern: np.ndarray, reference: np.ndarray) -> dict[str, dict[str, float]]:

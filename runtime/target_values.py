@@ -78,8 +78,8 @@ def height_of(where: str, field: str, value: Any) -> float:
     return height
 
 
-def admissible(where: str, fields: tuple[str, str, str], maps: list[np.ndarray]) -> list[np.ndarray]:
-    """R and T (2M+1, 2M+1) with small excursions clipped. Raises TargetError for large ones."""
+def admissible(where: str, fields: tuple[str, str, str], maps: list[np.ndarray], what: str = "the efficiencies") -> list[np.ndarray]:
+    """R and T (2M+1, 2M+1), ``what`` of a target, with small excursions clipped. Raises TargetError for large ones."""
     for kind, field, values in zip("RT", fields, maps, strict=False):
         if values.min() < LOWEST - _SLACK:
             m, n = (int(i) - len(values) // 2 for i in np.unravel_index(values.argmin(), values.shape))
@@ -92,12 +92,10 @@ def admissible(where: str, fields: tuple[str, str, str], maps: list[np.ndarray])
     total = float(sum(values.sum() for values in maps))
     if total > HIGHEST_TOTAL + _SLACK:
         both = " and ".join(f"'{field}'" for field in dict.fromkeys(fields[:2]))
-        raise TargetError(
-            f"{where}: the efficiencies in {both} add up to {total:g}; no cell gives out more than the 1 it receives, scale them down"
-        )
+        raise TargetError(f"{where}: {what} in {both} add up to {total:g}; no cell gives out more than the 1 it receives, scale them down")
     if total > 1:
         if total > 1 + ROUND_OFF:
-            _warn(f"{where}: the efficiencies add up to {total:g} and are scaled to 1")
+            _warn(f"{where}: {what} add up to {total:g} and are scaled to 1")
         maps = [values / total for values in maps]
     return maps
 

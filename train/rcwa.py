@@ -210,7 +210,7 @@ def usable(device: str | torch.device) -> torch.device:
 
 
 def misrouted_power(R: torch.Tensor, T: torch.Tensor, targets: Target | Sequence[Target]) -> torch.Tensor:
-    """``runtime.score.misrouted_power`` for tensors: differentiable, with 0 taken as the derivative of abs at 0.
+    """``runtime.score.misrouted_power`` for tensors: differentiable, with 0 taken as the derivative of abs at 0, and within a range.
 
     Args:
         R, T: (B, 2M+1, 2M+1) achieved efficiencies.
@@ -233,7 +233,8 @@ def misrouted_power(R: torch.Tensor, T: torch.Tensor, targets: Target | Sequence
             )
     difference = []
     for achieved, name in ((R, "R"), (T, "T")):
-        values = torch.as_tensor(np.stack([getattr(target, name) for target in wanted])).to(achieved)
+        low, high = (torch.as_tensor(np.stack([getattr(target.limits, f"{end}_{name}") for target in wanted])) for end in ("low", "high"))
+        values = torch.clamp(achieved, low.to(achieved), high.to(achieved))
         mask = torch.as_tensor(np.stack([getattr(target, f"mask_{name}") for target in wanted])).to(achieved.device)
         difference.append(torch.where(mask, achieved - values, 0).flatten(1))
     every = torch.cat(difference, dim=1)

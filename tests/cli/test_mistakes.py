@@ -40,7 +40,7 @@ def mistakes(sample: dict[str, np.ndarray]) -> dict[str, tuple[str, dict[str, An
         "too flat": ("wish.npz", maps(h=np.float64(20)), "the height is 20 nm"),
         "other geometry": ("wish.npz", maps(geometry=np.array("{}")), "geometry lacks the field 'wavelength_nm'"),
         "missing in mat": ("wish.mat", {"Rm": sample["Rm"], "Tm": sample["Tm"]}, "lacks the key 'h'"),
-        "another ending": ("wish.csv", {}, r"a target is a \.mat, \.npz or \.json file"),
+        "another ending": ("wish.txt", {}, r"a target is a \.json, \.toml, \.mat, \.npz or \.csv file"),
         "no json": ("wish.json", {}, "is not JSON"),
     }
 

@@ -252,7 +252,7 @@ def test_missing_file_and_folder(tmp_path: Path, suffix: str) -> None:
 
 
 def test_unknown_form_and_convention(tmp_path: Path) -> None:
-    with pytest.raises(TargetError, match=r"beam\.txt ends in '\.txt'; a target is a \.mat, \.npz or \.json file"):
+    with pytest.raises(TargetError, match=r"beam\.txt ends in '\.txt'; a target is a \.json, \.toml, \.mat, \.npz or \.csv file"):
         Target.load(tmp_path / "beam.txt")
     with pytest.raises(TargetError, match="convention is 'matlab'; it must be metascatter or lab"):
         Target.load(tmp_path / "beam.mat", "matlab")
