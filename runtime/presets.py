@@ -75,7 +75,7 @@ PRESETS = {
     "equal-3x3": Preset(
         "nine equal beams T(a m, b n), a and b from -1 to 1: a ninth of `efficiency` each within 10 %", _equal, 0.27, (1, 1)
     ),
-    "mirror": Preset("light back where it came from: at least `efficiency` in R(0,0)", lambda m, n, share: {"R(0,0)": {"min": share}}, 0.5),
+    "mirror": Preset("light back where it came from: at least `efficiency` in R(0,0)", lambda m, n, share: {"R(0,0)": {"min": share}}, 0.4),
     "zero-order-suppressor": Preset(
         "no light straight on: at most `efficiency` in T(0,0)", lambda m, n, share: {"T(0,0)": {"max": share}}, 0.01
     ),
@@ -128,7 +128,7 @@ def spoken(text: str) -> dict[str, Any] | None:
         parameter, _, value = part.partition("=")
         pair = re.fullmatch(r"\s*([+-]?[0-9]{1,4})\s*,\s*([+-]?[0-9]{1,4})\s*", value)
         try:
-            found: Any = [int(pair[1]), int(pair[2])] if pair and parameter == "order" else float(value)
+            found: Any = float(value) if parameter != "order" else [int(pair[1]), int(pair[2])] if pair else None
         except ValueError:
             found = None
         if parameter not in ("height_nm", *PARAMETERS) or found is None or parameter in fields:

@@ -229,9 +229,12 @@ def check_orders(target: Target, geometry: Geometry) -> None:
     least = "at least " if target.range_of(kind, m, n)[1] > power else ""
     index = geometry.index_incident if kind == "R" else geometry.index_exit
     x, y = geometry.period_nm
+    reach = [np.flatnonzero((free_R if kind == "R" else free_T).any(axis=axis)) - target.orders for axis in (1, 0)]
+    nearer = ", ".join(f"{name} from {line[0]} to {line[-1]}" for name, line in zip("mn", reach, strict=True) if line.size)
     raise TargetError(
         f"{target.name}: order {kind}({m},{n}) is asked {least}{power:g}, but it is evanescent at {geometry.wavelength_nm:g} nm "
         f"with a period of {x:g} x {y:g} nm and index {index:g} and carries no power; ask for an order nearer to (0,0)"
+        + (f", in {kind} at most {nearer}" if nearer else "")
     )
 
 

@@ -124,6 +124,19 @@ def test_the_score_is_the_runtimes() -> None:
         misrouted_power(R, T, random_target(2, 1.0))
 
 
+def test_misrouted_power_of_ranges_slopes_only_outside_them() -> None:
+    orders = {"T(1,0)": [0.1, 0.3], "T(0,0)": {"max": 0.2}, "R(0,0)": 0.3}
+    target = Target.from_dict({"height_nm": 300, "orders": orders}).resized(2)
+    R, T = (torch.zeros((1, 5, 5), dtype=torch.float64) for _ in "RT")
+    R[0, 2, 2], T[0, 3, 2], T[0, 2, 2] = 0.32, 0.2, 0.25
+    found = misrouted_power(R.requires_grad_(), T.requires_grad_(), target)
+    assert found.item() == pytest.approx(score.misrouted_power(R[0].detach().numpy(), T[0].detach().numpy(), target)) == pytest.approx(0.07)
+    found.sum().backward()
+    assert T.grad is not None
+    assert R.grad is not None
+    assert (T.grad[0, 3, 2], T.grad[0, 2, 2], R.grad[0, 2, 2]) == (0, 1, 1)
+
+
 @pytest.mark.parametrize("rule", ["li", "laurent"])
 @pytest.mark.parametrize("angles", [{}, TILTED], ids=["normal", "oblique"])
 @pytest.mark.parametrize("asked", [1.0, 0.3], ids=["full", "partial"])
