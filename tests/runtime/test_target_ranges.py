@@ -73,7 +73,8 @@ class TestScore:
     @given(st.integers(0, 10**9), st.floats(0, 1), st.floats(0.05, 5))
     def test_wider_is_never_worse_and_no_width_is_the_plain_score(self, seed: int, total: float, spread: float) -> None:
         (R, T), low, high, mask = case(seed, total, spread)
-        plain = Target.from_arrays(*np.where(mask, low, 0.0), 300, mask[0], mask[1])
+        exactly = np.where(mask, low, 0.0)
+        plain = Target.from_arrays(exactly[0], exactly[1], 300, mask[0], mask[1])
         assert plain.ranges is None
         exact, half, whole = (misrouted_power(R, T, ask(low, low + part * (high - low), mask)) for part in (0.0, 0.5, 1.0))
         assert exact == misrouted_power(R, T, plain)
@@ -133,8 +134,8 @@ class TestNoise:
         rng = np.random.default_rng(seed)
         wanted = 0.9 * rng.dirichlet(np.ones(18)).reshape(SHAPE)
         target = Target.from_arrays(wanted[0], wanted[1], 300, sigma_R=sigma, sigma_T=np.full((3, 3), sigma))
-        off = wanted + rng.choice([-1.99, 1.99], SHAPE) * sigma
-        assert misrouted_power(*np.clip(off, 0, 1), target) <= 1e-12
+        off = np.clip(wanted + rng.choice([-1.99, 1.99], SHAPE) * sigma, 0, 1)
+        assert misrouted_power(off[0], off[1], target) <= 1e-12
         far = wanted.copy()
         far[1, 0, 0] += 2 * sigma + 0.01
         assert misrouted_power(far[0], far[1], target) == pytest.approx(0.01)
