@@ -81,10 +81,10 @@ def infer(
     with its parameters behind it where the defaults do not suit.
 
     \b
-    metascatter infer mine.toml --out designs
+    metascatter infer deflector.json --out designs
     metascatter infer deflector:height_nm=250:order=1,1:efficiency=0.05 --out designs
     metascatter infer a.mat b.mat --out designs -n 256 --top 8 --seed 1
-    metascatter infer mine.toml --out designs --no-verify --json
+    metascatter infer deflector.json --out designs --no-verify --json
     """
     from . import design, report
     from .presets import name_of
