@@ -3,7 +3,8 @@
 In a ``.json`` or ``.toml`` target: ``preset = "deflector"`` with the fields ``order``, ``efficiency`` and ``height_nm`` where the defaults
 do not suit; on the command line, in place of a file: ``deflector:height_nm=250:order=1,1:efficiency=0.15``. Every preset leaves the orders
 it does not speak of free and asks for less than all the light, so that energy conservation is no obstacle. Light is carried, in the
-reference geometry, by transmitted orders (m, n) with m² + n² <= 5 and reflected ones with m² + n² <= 80. ``PRESETS`` says what each asks.
+reference geometry, by transmitted orders (m, n) with m² + n² <= 5 and reflected ones with m² + n² <= 80. The functions
+of ``PRESETS`` say what each asks for.
 """
 
 from __future__ import annotations
@@ -30,28 +31,39 @@ class Preset:
     """One entry of ``PRESETS``.
 
     Args:
-        text: what it asks for, for --help and errors.
-        make: from order (m, n) and efficiency to the ``orders`` of a document.
+        make: from order (m, n) and efficiency to the ``orders`` of a document; its docstring says what is asked for.
         efficiency: the default.
         order: the default; None where the preset has none.
     """
 
-    text: str
     make: Callable[[int, int, float], Wishes]
     efficiency: float
     order: tuple[int, int] | None = None
 
 
 def _deflector(m: int, n: int, efficiency: float) -> Wishes:
+    """At least ``efficiency`` in T(m,n), at most a tenth of that in T(-m,-n) and a quarter of it in T(0,0)."""
     return {f"T({m},{n})": {"min": efficiency}, f"T({-m},{-n})": {"max": efficiency / 10}, "T(0,0)": {"max": efficiency / 4}}
 
 
 def _splitter(m: int, n: int, efficiency: float) -> Wishes:
+    """Four equal beams T(±m,±n), a quarter of ``efficiency`` each within 10 %, and at most half of such a beam in T(0,0)."""
     return {**_even([(a * m, b * n) for a in (-1, 1) for b in (-1, 1)], efficiency), "T(0,0)": {"max": efficiency / 8}}
 
 
 def _equal(m: int, n: int, efficiency: float) -> Wishes:
+    """Nine equal beams T(a m, b n), a and b from -1 to 1, a ninth of ``efficiency`` each within 10 %."""
     return _even([(a * m, b * n) for a in (-1, 0, 1) for b in (-1, 0, 1)], efficiency)
+
+
+def _mirror(m: int, n: int, efficiency: float) -> Wishes:
+    """At least ``efficiency`` straight back, in R(0,0)."""
+    return {"R(0,0)": {"min": efficiency}}
+
+
+def _suppressor(m: int, n: int, efficiency: float) -> Wishes:
+    """At most ``efficiency`` straight on, in T(0,0)."""
+    return {"T(0,0)": {"max": efficiency}}
 
 
 def _even(orders: list[tuple[int, int]], efficiency: float) -> Wishes:
@@ -60,25 +72,11 @@ def _even(orders: list[tuple[int, int]], efficiency: float) -> Wishes:
 
 
 PRESETS = {
-    "deflector": Preset(
-        "light to T(m,n): at least `efficiency`, with at most a tenth of that in T(-m,-n) and a quarter in T(0,0)",
-        _deflector,
-        0.2,
-        (1, 0),
-    ),
-    "splitter-2x2": Preset(
-        "four equal beams T(±m,±n) of order (m,n): a quarter of `efficiency` each within 10 %, at most half a beam in T(0,0)",
-        _splitter,
-        0.2,
-        (1, 1),
-    ),
-    "equal-3x3": Preset(
-        "nine equal beams T(a m, b n), a and b from -1 to 1: a ninth of `efficiency` each within 10 %", _equal, 0.27, (1, 1)
-    ),
-    "mirror": Preset("light back where it came from: at least `efficiency` in R(0,0)", lambda m, n, share: {"R(0,0)": {"min": share}}, 0.4),
-    "zero-order-suppressor": Preset(
-        "no light straight on: at most `efficiency` in T(0,0)", lambda m, n, share: {"T(0,0)": {"max": share}}, 0.01
-    ),
+    "deflector": Preset(_deflector, 0.2, (1, 0)),
+    "splitter-2x2": Preset(_splitter, 0.2, (1, 1)),
+    "equal-3x3": Preset(_equal, 0.27, (1, 1)),
+    "mirror": Preset(_mirror, 0.4),
+    "zero-order-suppressor": Preset(_suppressor, 0.01),
 }
 
 

@@ -217,9 +217,9 @@ def _orders(where: str, value: Any, sigma: float, field: str = "orders") -> dict
 
 def _wish(where: str, field: str, value: Any, sigma: float) -> Wish | None:
     """One of the forms of the module's docstring; None for "any"."""
-    if value == "any":
+    if isinstance(value, str) and value == "any":
         return None
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         if len(value) != 2:
             raise TargetError(f"{where}: '{field}' has {len(value)} values; a range is [least, most]")
         low, high = (number(where, field, end) for end in value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,30 @@ class TestToml:
         said = refused(tmp_path / "beam.toml", text, plain)
         for word in words:
             assert word in said
+
+
+LEAVES = st.none() | st.booleans() | st.integers(-2, 2) | st.floats() | st.sampled_from(["any", "T(1,0)", "deflector", ""])
+NAMES = st.sampled_from(["T(1,0)", "R(0,0)", "min", "max", "value", "sigma", "Tm_a", "(1,0)"])
+TREES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3), max_leaves=6)
+FIELDS = st.sampled_from(["height_nm", "orders", "others", "noise", "preset", "order", "efficiency", "geometry", "channels"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(FIELDS, TREES))
+def test_whatever_a_document_holds_is_a_target_or_a_sentence(fields: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            target = Target.from_dict({"height_nm": 300, "orders": {"T(1,0)": 0.1}, **fields})
+        except TargetError:
+            return
+    assert target.mask_R.any() or target.mask_T.any()
+    assert target.R.sum() + target.T.sum() <= 1 + 1e-9
+    low_R, low_T, high_R, high_T = target.limits
+    for low, shown, high in ((low_R, target.R, high_R), (low_T, target.T, high_T)):
+        assert (low >= 0).all()
+        assert (low <= shown + 1e-12).all()
+        assert (shown <= high + 1e-12).all()
 
 
 class TestPresets:
@@ -257,6 +282,21 @@ class TestCsv:
         said = refused(tmp_path / "beam.csv", text, plain)
         for word in words:
             assert word in said
+
+    @settings(max_examples=100, deadline=None)
+    @given(
+        st.lists(
+            st.sampled_from(["T", "R", "1", "0", "-1", "0.2", "9", "x", ",", ";", '"', "\n", "#", "=", "noise", "\x00", " "]), max_size=20
+        )
+    )
+    def test_whatever_stands_in_it_is_a_target_or_a_sentence(self, tmp_path_factory: pytest.TempPathFactory, parts: list[str]) -> None:
+        path = tmp_path_factory.getbasetemp() / "any.csv"
+        path.write_text(self.HEAD + "T,0,0,0.1,\n" + "".join(parts))
+        try:
+            target = Target.load(path)
+        except TargetError:
+            return
+        assert target.wanted("T", 0, 0) == 0.1
 
     def test_missing_and_not_text(self, tmp_path: Path) -> None:
         with pytest.raises(TargetError, match=r"no\.csv does not exist"):
