@@ -131,7 +131,7 @@ TREES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dict
 FIELDS = st.sampled_from(["height_nm", "orders", "others", "noise", "preset", "order", "efficiency", "geometry", "channels"])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.dictionaries(FIELDS, TREES))
 def test_whatever_a_document_holds_is_a_target_or_a_sentence(fields: dict[str, Any]) -> None:
     with warnings.catch_warnings():
