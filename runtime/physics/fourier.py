@@ -51,34 +51,43 @@ class Cell:
 
     @classmethod
     def from_pattern(cls, pattern: Any, geometry: Geometry, grow_nm: float = 0.0) -> Cell:
-        """The cell of a binary pattern, its pillars grown by ``grow_nm`` on every side.
+        """The cell of a binary pattern, its pillars grown by ``grow_nm`` along x and y.
 
         pattern: (n1, n2) of 0 and 1 (any numeric or boolean dtype); pixel [i, j] fills x in [i, i+1] Lx/n1 and
-        y in [j, j+1] Ly/n2. grow_nm: nm by which each pillar edge moves outwards, negative to shrink; the cell
-        is periodic, so pillars grow across its border.
+        y in [j, j+1] Ly/n2. grow_nm: nm by which each pillar edge moves outwards, negative to shrink. Grown, the pillars are
+        the union of their pixels widened on every side: those that touch merge, across the cell's border too, and corners stay
+        square. Shrinking does the same to the gaps.
 
         Raises:
-            DataError: a pattern that is not 2-D and binary, or a growth of half a pixel or more.
+            DataError: a pattern that is not 2-D and binary, or a growth that is not a finite number.
         """
         pillars = binary_pattern(pattern)
         grow = _floats("the growth in nm", grow_nm)
-        widths = [geometry.period_nm[axis] / pillars.shape[axis] for axis in (0, 1)]
-        if grow.ndim != 0 or 2 * abs(grow) >= min(widths):
-            raise DataError(f"the growth is {grow_nm} nm; it must be a number below half a pixel ({min(widths) / 2:g} nm)")
+        if grow.ndim != 0:
+            raise DataError(f"the growth in nm has shape {grow.shape}; it must be one number")
         axes = [np.linspace(0.0, geometry.period_nm[axis], pillars.shape[axis] + 1) for axis in (0, 1)]
         if grow != 0:
-            # Growing by a square is separable: along each axis the zone within |grow| of a pixel boundary takes
-            # the larger of its two neighbours (the smaller when shrinking), what lies between keeps its pixel.
-            merge = np.maximum if grow > 0 else np.minimum
-            for axis in (0, 1):
-                grid = axes[axis]
-                zones = merge(pillars, np.roll(pillars, 1, axis))
-                count = pillars.shape[axis]
-                order = np.r_[np.stack([np.arange(count), np.arange(count) + count], 1).ravel(), 0]
-                pillars = np.take(np.concatenate([zones, pillars], axis), order, axis)
-                inner = np.stack([grid - abs(grow), grid + abs(grow)], 1).ravel()[1:-1]
-                axes[axis] = np.r_[0.0, inner, grid[-1]]
-        return cls(axes[0], axes[1], np.where(pillars > 0, geometry.index_pillar, geometry.index_gap))
+            # Widening by a square is separable: a rectangle belongs to every pixel within |grow| of it along x and along y.
+            solid = pillars if grow > 0 else 1 - pillars
+            (axes[0], x), (axes[1], y) = (_widened(grid, abs(float(grow))) for grid in axes)
+            covered = x @ solid @ y.T > 0
+            pillars = covered if grow > 0 else ~covered
+        return cls(axes[0], axes[1], np.where(pillars, geometry.index_pillar, geometry.index_gap))
+
+
+def _widened(grid: np.ndarray, by: float) -> tuple[np.ndarray, np.ndarray]:
+    """Where pixels of one axis end once they reach ``by`` nm further on both sides, and which pixel covers which interval.
+
+    grid: (n+1,) pixel edges from 0 to the period. Returns (a+1,) edges in nm, from 0 to the period as well, and (a, n) float64,
+    1 where interval and pixel overlap; the cell is periodic.
+    """
+    period, half = grid[-1], grid[1] / 2 + by
+    ends = np.sort(np.concatenate([[0.0], (grid[:-1] - by) % period, (grid[:-1] + by) % period, [period]]))
+    # Edges that meet, such as those of a shift by whole pixels, differ by rounding; the last is the period itself.
+    edges = np.append(ends[:-1][np.diff(ends) > 1e-9 * period], period)
+    edges[0] = 0.0
+    apart = np.abs((edges[:-1] + edges[1:])[:, None] / 2 - (grid[:-1] + grid[1:])[None] / 2)
+    return edges, (np.minimum(apart, period - apart) < half).astype(np.float64)
 
 
 def binary_pattern(pattern: Any) -> np.ndarray:

@@ -84,6 +84,38 @@ def test_growing_a_pattern_is_shrinking_its_gaps() -> None:
     assert np.array_equal(grown.x_edges_nm, shrunk.x_edges_nm)
 
 
+@pytest.mark.parametrize("pixels", [1, -1, 2])
+def test_growing_by_whole_pixels_is_growing_pixels(pixels: int) -> None:
+    pattern = (np.random.default_rng(4).random((7, 5)) < 0.3).astype(int)
+    geometry = dataclasses.replace(GEOMETRY, period_nm=(2300.0, 2300.0 / 7 * 5))
+    cell, solid = Cell.from_pattern(pattern, geometry, pixels * 2300.0 / 7), pattern if pixels > 0 else 1 - pattern
+    grown = np.zeros_like(pattern)
+    for i, j in np.argwhere(solid):
+        for di, dj in np.ndindex(2 * abs(pixels) + 1, 2 * abs(pixels) + 1):
+            grown[(i + di - abs(pixels)) % 7, (j + dj - abs(pixels)) % 5] = 1
+    np.testing.assert_array_equal(cell.index > 2, grown if pixels > 0 else 1 - grown)
+    np.testing.assert_allclose(cell.x_edges_nm, np.linspace(0, 2300, 8))
+
+
+@pytest.mark.parametrize("fine", [3, -1])
+def test_growing_by_part_of_a_pixel_is_growing_a_finer_pattern(fine: int) -> None:
+    """A growth of 3/4 of a pixel closes every gap of one pixel; it is not the growth of single edges."""
+    pattern = np.random.default_rng(5).integers(0, 2, (4, 4))
+    geometry = dataclasses.replace(GEOMETRY, period_nm=(1600.0, 1600.0))
+    solver = Solver(geometry)
+    solid = np.kron(pattern if fine > 0 else 1 - pattern, np.ones((4, 4), int))
+    shifts = range(-abs(fine), abs(fine) + 1)
+    grown = np.max([np.roll(solid, (i, j), (0, 1)) for i in shifts for j in shifts], axis=0)
+    expected = solver.solve(grown if fine > 0 else 1 - grown, 300.0)
+    found = solver.solve(Cell.from_pattern(pattern, geometry, fine * 100.0), 300.0)
+    assert all(np.allclose(a, b, atol=1e-10) for a, b in zip(found, expected, strict=True))
+
+
+def test_growing_beyond_every_gap_fills_the_cell() -> None:
+    for pattern, grow, index in ((np.eye(4), 2e4, 3.48), (1 - np.eye(4), -2e4, 1.0)):
+        assert np.all(Cell.from_pattern(pattern, GEOMETRY, grow).index == index)
+
+
 def test_scattering_follows_growth_smoothly() -> None:
     pattern = np.random.default_rng(3).integers(0, 2, (4, 4))
     solver = Solver(GEOMETRY)
@@ -104,7 +136,7 @@ def test_bad_cells_are_refused() -> None:
     ):
         with pytest.raises(DataError):
             Cell(*fields)
-    for grow in (300.0, -300.0, float("nan")):
+    for grow in (float("inf"), float("nan"), [10.0, 10.0], "wide"):
         with pytest.raises(DataError, match="growth"):
             Cell.from_pattern(np.eye(4), GEOMETRY, grow)
 
