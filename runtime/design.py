@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib
 import io
 import json
@@ -25,6 +26,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .target import Target
+    from .tolerance import Tolerance
 
 _KEYS = ("xx", "h", "score", "Rm", "Tm", "verified", "seed", "geometry")
 
@@ -42,6 +44,7 @@ class Design:
         seed, candidate: the sampler's seed and the candidate's index; candidate -1 where a file does not say.
         geometry: the arrangement and solver settings.
         pairs: the scattering at other wavelengths or polarisations that the target asks for, by name; see :mod:`.pairs`.
+        tolerance: what it bears of the lab's errors, where somebody asked; see :mod:`.tolerance`. ``designs.npz`` does not hold it.
     """
 
     pattern: np.ndarray
@@ -54,6 +57,17 @@ class Design:
     candidate: int
     geometry: Geometry
     pairs: Mapping[str, Pair] = dataclasses.field(default_factory=dict)
+    tolerance: Tolerance | None = None
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that name what is to be made: a hash of pattern, height and geometry.
+
+        ``designs.json`` and the label in ``designs.gds`` carry it, so that a wafer can be traced to its file.
+        """
+        pattern = np.ascontiguousarray(self.pattern, np.uint8)
+        text = json.dumps([list(pattern.shape), pattern.tobytes().hex(), float(self.height_nm), self.geometry.to_dict()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def efficiency(self, kind: str, m: int, n: int) -> float:
         """The achieved efficiency of order (m, n) of ``kind`` "R" or "T".

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .fabrication import measure
 from .pairs import Pair, asked, known, unverified
 from .target_ranges import words
 
@@ -35,6 +36,9 @@ def to_dict(design: Design, target: Target, rank: int) -> dict[str, Any]:
         "seed": int(design.seed),
         "candidate": int(design.candidate),
         "pattern": ["".join("1" if pixel else "0" for pixel in row) for row in design.pattern],
+        "digest": design.digest,
+        "fabrication": measure(design.pattern, design.geometry).to_dict(),
+        **({} if design.tolerance is None else {"tolerance": design.tolerance.to_dict()}),
         "strongest_orders": _strongest(target, design),
         **(by_channel if parts else {}),
     }

@@ -74,8 +74,6 @@ def solve_many(
         Cancelled: ``cancel`` said so.
         DataError: patterns that are not (N, n, n) of 0 and 1, or heights that are not N finite numbers from 0 up.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
     patterns = np.asarray(patterns)
     if patterns.ndim != 3:
         raise DataError(f"the patterns have shape {patterns.shape}; expected (N, n, n)")
@@ -84,22 +82,40 @@ def solve_many(
         heights = np.broadcast_to(np.asarray(height_nm, np.float64), (count,))
     except ValueError:
         raise DataError(f"the heights have shape {np.shape(height_nm)}; expected ({count},), one per pattern, or one number") from None
-    stop = _stop(cancel)
     R = np.zeros((count, 2 * orders + 1, 2 * orders + 1))
     T = np.zeros_like(R)
     solver = Solver(geometry, orders)
+
+    def solve(i: int) -> None:
+        R[i], T[i] = solver.solve(patterns[i], float(heights[i]))
+
+    in_threads(solve, count, workers, cancel, on_done)
+    return R, T
+
+
+def in_threads(
+    work: Callable[[int], None],
+    count: int,
+    workers: int | None = None,
+    cancel: Cancel = None,
+    on_done: Callable[[int, int], None] | None = None,
+) -> None:
+    """``work(0)`` to ``work(count - 1)``, one solve each, in threads of one BLAS thread; the rest as for :func:`solve_many`."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    stop = _stop(cancel)
     todo = iter(range(count))
     taking, abandoned = threading.Lock(), threading.Event()
     outcomes: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
-    def work() -> None:
+    def take() -> None:
         while not abandoned.is_set():
             with taking:
                 i = next(todo, None)
             if i is None:
                 return
             try:
-                R[i], T[i] = solver.solve(patterns[i], float(heights[i]))
+                work(i)
                 outcomes.put(None)
             except BaseException as error:
                 outcomes.put(error)
@@ -109,7 +125,7 @@ def solve_many(
         workers = max(1, min(count, workers or default_workers(limited)))
         with ThreadPoolExecutor(workers, "metascatter-solve") as pool:
             for _ in range(workers):
-                pool.submit(work)
+                pool.submit(take)
             try:
                 solved = 0
                 while solved < count:
@@ -126,7 +142,6 @@ def solve_many(
                         on_done(solved, count)
             finally:
                 abandoned.set()
-    return R, T
 
 
 def solve_until(
