@@ -22,6 +22,10 @@ def written(tmp_path, patterns, geometry=None, **settings):
     return gdstk.read_gds(path)
 
 
+def read_back(path):
+    return gdstk.read_oas(path) if path.suffix == ".oas" else gdstk.read_gds(path)
+
+
 def covered(polygons, x, y):
     return any(polygon.contain((x, y)) for polygon in polygons)
 
@@ -61,6 +65,77 @@ def test_one_pillar_sits_at_x_i_y_j(tmp_path):
     pattern[7, 2] = 1
     (polygon,) = next(cell for cell in written(tmp_path, pattern).cells if cell.name == "UNIT_1").polygons
     np.testing.assert_allclose(polygon.bounding_box(), [(2.8, 0.8), (3.2, 1.2)], atol=1e-9)
+
+
+# Written by hand from the axes: pattern[i, j] fills x in [i, i+1] and y in [j, j+1] pixels. Seen from the air, x right and y up:
+#   y 1.2 to 1.8  . # .
+#   y 0.6 to 1.2  . . #        a pillar at [1, 2], one at [2, 1], and a bar from [0, 0] to [1, 0]
+#   y 0.0 to 0.6  # # .        (corners touch between [1, 2] and [2, 1], and between [1, 0] and [2, 1])
+ASYMMETRIC = np.array([[1, 0, 0], [1, 0, 1], [0, 1, 0]], np.uint8)
+BY_HAND = [((0.0, 0.0), (0.8, 0.6)), ((0.4, 1.2), (0.8, 1.8)), ((0.8, 0.6), (1.2, 1.2))]
+
+
+@pytest.mark.parametrize("suffix", [".gds", ".oas"])
+def test_an_asymmetric_pattern_has_the_coordinates_written_by_hand(tmp_path, suffix):
+    path = tmp_path / f"hand{suffix}"
+    gds.write_gds(ASYMMETRIC, Geometry(period_nm=(1200.0, 1800.0)), path, labels=["metascatter 0123456789ab h=310nm"], layer=7, datatype=3)
+    library = read_back(path)
+    unit, top = (next(cell for cell in library.cells if cell.name == name) for name in ("UNIT_1", "DESIGN_1"))
+    boxes = sorted((tuple(np.round(low, 9)), tuple(np.round(high, 9))) for low, high in (p.bounding_box() for p in unit.polygons))
+    assert boxes == BY_HAND
+    assert {(p.layer, p.datatype) for p in unit.polygons} == {(7, 3)}
+    (reference,) = top.references
+    assert reference.origin == (0, 0)
+    assert (reference.repetition.columns, reference.repetition.rows) == (83, 56)
+    assert reference.repetition.spacing == pytest.approx((1.2, 1.8))
+    (label,) = top.labels
+    assert (label.text, label.origin, label.layer, label.texttype) == ("metascatter 0123456789ab h=310nm", (0, 0), 7, 3)
+    assert not unit.labels
+    assert [cell.name for cell in library.top_level()] == ["DESIGN_1"]
+    # The cell beside the first holds the same, one period on.
+    flat = top.copy("FLAT").flatten()
+    assert flat.area() == pytest.approx(83 * 56 * 4 * 0.4 * 0.6)
+    assert covered(flat.polygons[:30000], 1.2 + 0.6, 1.5)
+
+
+@pytest.mark.parametrize("suffix", [".gds", ".oas"])
+def test_ranks_name_the_cells_and_equal_patterns_are_equal_files(tmp_path, suffix):
+    for name in ("a", "b"):
+        gds.write_gds(np.stack([RANDOM, ISLANDS]), Geometry(), tmp_path / f"{name}{suffix}", ranks=[3, 5])
+    assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
+    assert sorted(cell.name for cell in read_back(tmp_path / f"a{suffix}").top_level()) == ["DESIGN_3", "DESIGN_5"]
+
+
+def test_the_database_unit_is_the_one_asked_for_or_one_that_fits(tmp_path):
+    assert written(tmp_path, RANDOM, unit_nm=5.0).precision == pytest.approx(5e-9)
+    assert written(tmp_path, RANDOM, Geometry(period_nm=(4000.5, 4000.0))).precision == pytest.approx(0.5e-9)
+    library = written(tmp_path, RANDOM, Geometry(period_nm=(1000 / 3, 400.0)))
+    assert library.precision == pytest.approx(1e-12)
+    (top,) = library.top_level()
+    assert top.references[0].repetition.spacing[0] == pytest.approx(1 / 3, abs=1e-6)
+    with pytest.raises(DataError, match=r"4000.5 x 4000 nm, is no whole number .* such as 0.5 nm"):
+        gds.write_gds(RANDOM, Geometry(period_nm=(4000.5, 4000.0)), tmp_path / "x.gds", unit_nm=1.0)
+    with pytest.raises(DataError, match="database unit"):
+        gds.write_gds(RANDOM, Geometry(), tmp_path / "x.gds", unit_nm=0.0)
+    with pytest.raises(DataError, match="coarser"):
+        gds.write_gds(RANDOM, Geometry(), tmp_path / "x.gds", repeat=(1000, 1000), unit_nm=0.001)
+    assert not (tmp_path / "x.gds").exists()
+
+
+def test_pixels_off_the_database_grid_still_tile_without_gaps(tmp_path):
+    unit = next(cell for cell in written(tmp_path, np.tril(np.ones((7, 7))), Geometry()).cells if cell.name == "UNIT_1")
+    joined = gdstk.boolean(unit.polygons, [], "or", precision=1e-6)
+    assert len(joined) == 1
+    assert joined[0].area() == pytest.approx(unit.area(), rel=1e-9)
+    assert all(np.allclose(1000 * p.points, np.round(1000 * p.points), atol=1e-6) for p in unit.polygons)
+
+
+def test_an_area_holds_whole_cells():
+    assert gds.repeat_within(Geometry(), (100.0, 250.0)) == (25, 62)
+    assert gds.repeat_within(Geometry(period_nm=(100.0, 300.0)), (0.3, 0.9)) == (3, 3)
+    for area in ((3.9, 100.0), (100.0, 1e9)):
+        with pytest.raises(DataError, match="unit cells of 4 x 4 µm"):
+            gds.repeat_within(Geometry(), area)
 
 
 def test_islands_survive_and_corners_do_not_merge(tmp_path):
