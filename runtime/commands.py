@@ -12,7 +12,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from . import options
+from . import making_commands, options
 from .console import Bars, Group, check_writable, status
 from .errors import DataError
 from .plot_commands import plot
@@ -59,6 +59,10 @@ def main() -> None:
     type=click.Choice(["lab", "metascatter"]),
     help="Index convention of .mat, .npz and .csv targets; default: the file's own, else the lab's for .mat.",
 )
+@click.option(
+    "--mat-convention", type=click.Choice(["lab", "metascatter"]), default="lab", show_default=True, help="Index convention of designs.mat."
+)
+@options.making
 @options.workers
 @options.as_json
 def infer(
@@ -72,6 +76,8 @@ def infer(
     seed: int,
     verify: bool,
     convention: str | None,
+    mat_convention: str,
+    made: dict[str, Any],
     workers: int | None,
     as_json: bool,
 ) -> None:
@@ -85,12 +91,14 @@ def infer(
     metascatter infer deflector:height_nm=250:order=1,1:efficiency=0.05 --out designs
     metascatter infer a.mat b.mat --out designs -n 256 --top 8 --seed 1
     metascatter infer deflector.json --out designs --no-verify --json
+    metascatter infer deflector.json --out designs --robust --fabricable --no-corners
     """
     from . import design, report
     from .presets import name_of
     from .sampler import load
     from .target import Target
 
+    making = making_commands.read_making(made, verify)
     stems = [os.path.normcase(name_of(path)) for path in targets]
     twice = next((stem for stem in stems if stems.count(stem) > 1), None)
     if twice is not None:
@@ -107,7 +115,7 @@ def infer(
                 designs = sampler.design(
                     target,
                     n=n,
-                    top=top,
+                    top=making.pool(top),
                     seed=seed,
                     **settings,
                     verify=verify,
@@ -115,8 +123,9 @@ def infer(
                     on_step=bars.step,
                     on_solve=bars.solve,
                 )
+                designs = making.arrange(designs, target, top, workers, on_done=bars.vary)
             seconds = time.monotonic() - start
-            saved = design.save(designs, target, folder)
+            saved = design.save(designs, target, folder, mat_convention, making.ranking)
             results.append(
                 {
                     "target": target.name,
@@ -131,7 +140,7 @@ def infer(
             for file, extra in saved.missing:
                 status(f"{file} was not written: install metascatter[{extra}] to have it")
             if not as_json:
-                click.echo(report.table(designs, target))
+                click.echo(f"{report.table(designs, target)}\n\n{making.text(designs)}\n")
                 click.echo(f"{n} candidates in {seconds:.1f} s by {sampler.choice}")
                 click.echo(report.files(saved.paths))
     if as_json:
@@ -163,6 +172,10 @@ def verify(designs_path: Path, target_path: Path, convention: str | None, worker
         )
     else:
         click.echo(report.table(designs, target))
+
+
+group.add_command(making_commands.tolerance)
+group.add_command(making_commands.gds)
 
 
 @group.command()

@@ -77,6 +77,10 @@ class Bars:
         """A candidate is solved."""
         self._move("solving", "cell", done, total)
 
+    def vary(self, done: int, total: int) -> None:
+        """A variation of a design is solved."""
+        self._move("tolerances", "cell", done, total)
+
     def _move(self, name: str, unit: str, done: int, total: int) -> None:
         from tqdm.auto import tqdm
 

@@ -6,23 +6,21 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib
-import io
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .data import open_npz, reorder_lab
+from .data import open_npz
+from .design_files import RANKING, WRITERS, Content
 from .errors import DataError, GeometryError
 from .files import atomic_file
 from .geometry import Geometry
 from .pairs import Pair, read_pairs, to_arrays
-from .report import channel_words, to_dict
-from .version import __version__
 
 if TYPE_CHECKING:
     from .target import Target
@@ -91,34 +89,41 @@ class Saved:
     missing: list[tuple[str, str]]
 
 
-def save(designs: Sequence[Design], target: Target, directory: str | os.PathLike[str]) -> Saved:
-    """Write the designs, best first, as the five files of DESIGN.md.
+def save(
+    designs: Sequence[Design], target: Target, directory: str | os.PathLike[str], mat_convention: str = "lab", ranking: str = RANKING
+) -> Saved:
+    """Write the designs, best first: the five ``designs`` files of DESIGN.md, and of the best one a figure, ``design.png`` and ``.svg``.
 
     ``designs.npz`` is what :func:`read` reads. ``designs.mat`` has the lab's keys: ``xx`` (K, n*n), ``h`` (K, 1), ``Rm`` and ``Tm``
     (2M+1, 2M+1, K) in the lab's index convention, so that ``xx(k,:)``, ``h(k)`` and ``Rm(:,:,k)`` are design k and one design alone is
-    a file of the lab's own form; ``reshape(xx(k,:), n, n)'`` is its pattern. What was not solved is NaN. All files are ready before
-    the first takes its place, ``designs.npz`` last. A file whose package is not installed is not written, and an old one of
-    that name, which shows other designs, is removed.
+    a file of the lab's own form; ``reshape(xx(k,:), n, n)'`` is its pattern. Its key ``convention`` says which. What was not solved is
+    NaN. All files are ready before the first takes its place, ``designs.npz`` last. A file whose package is not installed is not
+    written, and an old one of that name, which shows other designs, is removed.
 
     Args:
         designs: one or more of one pattern size, order count and geometry.
         target: what they were made for.
         directory: made where it does not exist.
+        mat_convention: of the maps in ``designs.mat``: ``lab``, order (m, n) at ``[-n + M, -m + M]``, or ``metascatter``.
+        ranking: what they were ranked by, in words for ``designs.json``.
 
     Raises:
-        DataError: no design, designs that do not go together, or a directory that cannot be written.
+        DataError: no design, an unknown convention, designs that do not go together, or a directory that cannot be written.
     """
+    if mat_convention not in ("lab", "metascatter"):
+        raise DataError(f"the convention of designs.mat is '{mat_convention}'; it must be lab or metascatter")
     arrays = _arrays(designs, target)
     directory = Path(directory)
+    content = Content(designs, target, arrays, mat_convention, ranking)
     missing: list[tuple[str, str]] = []
     paths: list[Path] = []
     with contextlib.ExitStack() as stack:
-        for name, package, write in _WRITERS:
+        for name, package, write in WRITERS:
             if package is not None and not _installed(package):
                 missing.append((name, "lab"))
                 continue
             temporary = stack.enter_context(atomic_file(directory / name))  # takes its place when the stack ends, last in first
-            write(temporary, designs, target, arrays)
+            write(temporary, content)
             paths.append(directory / name)
     for name, _ in missing:
         with contextlib.suppress(OSError):
@@ -220,73 +225,6 @@ def _arrays(designs: Sequence[Design], target: Target) -> dict[str, np.ndarray]:
     }
     _check(arrays, "the designs")
     return arrays
-
-
-def _write_npz(path: Path, designs: Sequence[Design], target: Target, arrays: dict[str, np.ndarray]) -> None:
-    with path.open("wb") as stream:
-        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
-
-
-def _write_json(path: Path, designs: Sequence[Design], target: Target, arrays: dict[str, np.ndarray]) -> None:
-    document = {
-        "target": target.name,
-        "metascatter": __version__,
-        "score": "misrouted power: the share of the light that does not go where the target wants it; 0 is exact, 1 the worst",
-        "pattern_axes": "row i is x in [i, i+1] pixels, character j is y in [j, j+1] pixels, 1 is a pillar",
-        "order_axes": "order (m, n) has the transverse wavevector (+2 pi m / period_x, +2 pi n / period_y) added to the incident one",
-        "geometry": designs[0].geometry.to_dict(),
-        **channel_words(designs, target),
-        "designs": [to_dict(design, target, rank) for rank, design in enumerate(designs, start=1)],
-    }
-    path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _write_mat(path: Path, designs: Sequence[Design], target: Target, arrays: dict[str, np.ndarray]) -> None:
-    from scipy.io import savemat
-
-    count = len(designs)
-    columns = {key: arrays[key].astype(np.float64)[:, None] for key in ("h", "score", "verified", "seed", "candidate")}
-    # MATLAB drops a third axis of length 1; so does the file, and one design reads as a target or a sample of the lab's.
-    keys = [key for key in arrays if key.startswith(("Rm", "Tm"))]
-    maps = {key: np.moveaxis(reorder_lab(arrays[key]), 0, -1) if count > 1 else reorder_lab(arrays[key][0]) for key in keys}
-    stream = io.BytesIO()
-    savemat(
-        stream,
-        {
-            "xx": arrays["xx"].reshape(count, -1).astype(np.float64),
-            **columns,
-            **maps,
-            "convention": "lab",
-            "geometry": str(arrays["geometry"]),
-            "target": target.name,
-        },
-        do_compression=True,
-    )
-    # The first 116 bytes are free text in which SciPy writes the time; without it equal designs are equal files.
-    content = stream.getvalue()
-    path.write_bytes(f"MATLAB 5.0 MAT-file, written by metascatter {__version__}".encode().ljust(116) + content[116:])
-
-
-def _write_picture(path: Path, designs: Sequence[Design], target: Target, arrays: dict[str, np.ndarray]) -> None:
-    from .pictures import design_picture
-
-    design_picture(designs, target, path)
-
-
-def _write_gds(path: Path, designs: Sequence[Design], target: Target, arrays: dict[str, np.ndarray]) -> None:
-    from .physics.gds import write_gds
-
-    write_gds(arrays["xx"], designs[0].geometry, path)
-
-
-# Name, the package it needs beyond the base, and the writer. The last one written takes its place first, designs.npz last of all.
-_WRITERS: tuple[tuple[str, str | None, Callable[[Path, Sequence[Design], Target, dict[str, np.ndarray]], None]], ...] = (
-    ("designs.npz", None, _write_npz),
-    ("designs.json", None, _write_json),
-    ("designs.mat", None, _write_mat),
-    ("designs.png", "matplotlib", _write_picture),
-    ("designs.gds", "gdstk", _write_gds),
-)
 
 
 def _installed(package: str) -> bool:

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from .drawing import ACCENT, COLOURS, DPI, FAINT, FONT, INK, style
 from .errors import BackendError, DataError
 from .evaluate_measures import ORACLES, RANDOM, RANDOM_NAME
 from .files import atomic_file
-from .pictures import ACCENT, COLOURS, DPI, FAINT, FONT, INK, style
 
 FORMATS = (".png", ".svg", ".pdf")
 # Name in the result -> label, colour, dash, marker. The colours are told apart by the colour-blind, the dashes in grey.

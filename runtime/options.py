@@ -77,6 +77,15 @@ sampling = _gathered(
     click.option("--batch-size", type=click.IntRange(1), help="Candidates of one network call; default: by engine and memory."),
 )
 
+making = _gathered(
+    "made",
+    click.option("--tolerance", is_flag=True, help="Solve what the designs do where the lab is a little off: 12 solves each."),
+    click.option("--robust", is_flag=True, help="Rank the solved designs by the worst of these."),
+    click.option("--fabricable", is_flag=True, help="Rank designs that keep the limits first, among those solved."),
+    click.option("--min-width-nm", type=click.FloatRange(0, min_open=True), help="Limit: least width of pillars and gaps."),
+    click.option("--no-corners", is_flag=True, help="Limit: no pixels that touch at a corner."),
+)
+
 baseline = _gathered(
     "other",
     click.option("--baseline", type=click.Path(path_type=Path), help="Another bundle, ranked on the same targets with the same seeds."),

@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 
 STRONGEST = 8  # wanted orders listed per design in JSON
 _COLUMNS = 6  # and in the table
-_KINDS = {".png": "picture", ".gds": "GDSII", ".mat": "MATLAB", ".npz": "NumPy", ".json": "JSON"}
+_KINDS = {
+    "designs.png": "picture",
+    "design.png": "figure",
+    "design.svg": "figure",
+    "designs.gds": "GDSII",
+    "designs.mat": "MATLAB",
+    "designs.npz": "NumPy",
+    "designs.json": "JSON",
+}
 
 
 def to_dict(design: Design, target: Target, rank: int) -> dict[str, Any]:
@@ -115,8 +123,8 @@ def table(designs: Sequence[Design], target: Target) -> str:
 
 def files(paths: Sequence[Path]) -> str:
     """Where the files of a design lie, a line each, what people open first on top."""
-    lines = {path.suffix: f"  {_KINDS[path.suffix]:<8}{path}" for path in paths}
-    return "\n".join(lines[suffix] for suffix in sorted(lines, key=list(_KINDS).index))
+    lines = {path.name: f"  {_KINDS[path.name]:<8}{path}" for path in paths}
+    return "\n".join(lines[name] for name in sorted(lines, key=list(_KINDS).index))
 
 
 def _share(maps: np.ndarray | None, m: int, n: int) -> str:

@@ -120,8 +120,8 @@ def test_infer_outside_the_checkout(lab: Path, target: Path, tmp_path: Path) -> 
     done = run(lab / "metascatter", "infer", target, "--out", "designs", "-n", 4, cwd=tmp_path)
     assert sorted(path.name for path in (tmp_path / "designs").iterdir()) == ["designs.json", "designs.mat", "designs.npz"]
     said = done.stderr.strip().splitlines()
-    assert len(said) == 2, done.stderr
-    for name in ("designs.png", "designs.gds"):
+    assert len(said) == 4, done.stderr
+    for name in ("designs.png", "design.png", "design.svg", "designs.gds"):
         assert any(name in line and "install metascatter[lab]" in line for line in said), f"{name} is not named on stderr"
     assert "verified" in done.stdout
     with np.load(tmp_path / "designs" / "designs.npz", allow_pickle=False) as file:

@@ -26,6 +26,8 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that do not look at the picture: drawing it takes a second."""
     monkeypatch.setattr("runtime.pictures.design_picture", lambda designs, target, path: path.write_bytes(b"picture"))
+    monkeypatch.setattr("runtime.figure.draw", lambda design, target: None)
+    monkeypatch.setattr("runtime.figure.write", lambda figure, path: path.write_bytes(b"figure"))
 
 
 @pytest.fixture(scope="session")

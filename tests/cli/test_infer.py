@@ -1,4 +1,4 @@
-"""infer: results alone on stdout, five files a target, the same again for the same seed."""
+"""infer: results alone on stdout, its files for every target, the same again for the same seed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from runtime.data import reorder_lab
 from runtime.design import read
 from runtime.target import Target
 
-FIVE = ["designs.gds", "designs.json", "designs.mat", "designs.npz", "designs.png"]
+ALL = ["design.png", "design.svg", "designs.gds", "designs.json", "designs.mat", "designs.npz", "designs.png"]
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def deflector(tmp_path: Path) -> Path:
     return path
 
 
-def test_infer_leaves_five_files_and_prints_a_table(
+def test_infer_leaves_its_files_and_prints_a_table(
     small_bundle: Path,
     target: Path,
     tmp_path: Path,
@@ -38,8 +38,8 @@ def test_infer_leaves_five_files_and_prints_a_table(
     quick: list[str],
 ) -> None:
     result = ok(run("infer", target, "--out", tmp_path / "out", "--bundle", small_bundle, *quick, "--top", 3))
-    assert names(tmp_path / "out") == FIVE
-    assert all((tmp_path / "out" / name).stat().st_size > 100 for name in FIVE)
+    assert names(tmp_path / "out") == ALL
+    assert all((tmp_path / "out" / name).stat().st_size > 100 for name in ALL)
     assert (tmp_path / "out" / "designs.png").read_bytes().startswith(b"\x89PNG")
     assert result.stderr == ""
     lines = result.stdout.splitlines()
@@ -49,7 +49,7 @@ def test_infer_leaves_five_files_and_prints_a_table(
     assert [line.split()[0] for line in lines[3:6]] == ["1", "2", "3"]
     assert all("verified" in line and "not verified" not in line for line in lines[3:6])
     assert re.search(r"6 candidates in [0-9.]+ s by (openvino|onnxruntime) on cpu in (fp32|bf16)", result.stdout)
-    for name in FIVE:
+    for name in ALL:
         assert str(tmp_path / "out" / name) in result.stdout
     designs = read(tmp_path / "out" / "designs.npz")
     assert [f"{design.score:.3f}" for design in designs] == [line.split()[1] for line in lines[3:6]]
@@ -63,7 +63,7 @@ def test_infer_json_is_the_whole_of_stdout(
     assert done.stderr == "", "no bar where stderr is no terminal"
     document = json.loads(done.stdout)
     assert document["target"] == "wish"
-    assert sorted(Path(path).name for path in document["files"]) == FIVE
+    assert sorted(Path(path).name for path in document["files"]) == ALL
     assert document["missing"] == {}
     assert [design["rank"] for design in document["designs"]] == [1, 2, 3, 4]
     stored = read(tmp_path / "out" / "designs.npz")
@@ -85,10 +85,10 @@ def test_infer_again_gives_the_same_designs(
 ) -> None:
     for folder in ("a", "b"):
         ok(run("infer", target, "--out", tmp_path / folder, "--bundle", small_bundle, *quick, "--seed", 5))
-    for name in FIVE:
+    for name in ALL:
         assert name == "designs.gds" or (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     ok(run("infer", target, "--out", tmp_path / "a", "--bundle", small_bundle, *quick, "--seed", 6))
-    assert names(tmp_path / "a") == FIVE
+    assert names(tmp_path / "a") == ALL
     assert read(tmp_path / "a" / "designs.npz")[0].seed == 6
 
 
@@ -108,7 +108,7 @@ def test_several_targets_are_a_list_and_folders(
     assert [document["target"] for document in documents] == ["wish", "deflector"]
     assert names(tmp_path / "out") == ["deflector", "wish"]
     for document in documents:
-        assert names(tmp_path / "out" / document["target"]) == FIVE
+        assert names(tmp_path / "out" / document["target"]) == ALL
         assert document["directory"] == str(tmp_path / "out" / document["target"])
     table = ok(run("infer", target, deflector, "--out", tmp_path / "out", "--bundle", small_bundle, *quick)).stdout
     assert "deflector: pillars 300 nm high, 2 orders asked, the others free" in table
@@ -192,9 +192,10 @@ def test_files_whose_extra_is_missing_are_named(
         request.getfixturevalue("no_picture")
     for package in missing:
         monkeypatch.setitem(sys.modules, package, None)
-    absent = {{"matplotlib": "designs.png", "gdstk": "designs.gds"}[package] for package in missing}
+    of = {"matplotlib": ["designs.png", "design.png", "design.svg"], "gdstk": ["designs.gds"]}
+    absent = {name for package in missing for name in of[package]}
     result = ok(run("infer", target, "--out", tmp_path / "out", "--bundle", small_bundle, *quick, "--json"))
-    assert names(tmp_path / "out") == sorted(set(FIVE) - absent)
+    assert names(tmp_path / "out") == sorted(set(ALL) - absent)
     assert json.loads(result.stdout)["missing"] == dict.fromkeys(absent, "lab")
     lines = result.stderr.strip().splitlines()
     assert len(lines) == len(absent)

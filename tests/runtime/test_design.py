@@ -1,4 +1,4 @@
-"""Designs on disk: five files, whole or not at all, and what comes back from them."""
+"""Designs on disk: their files, whole or not at all, and what comes back from them."""
 
 import dataclasses
 import json
@@ -14,16 +14,19 @@ from runtime.design import Design, read, save
 from runtime.errors import DataError
 from runtime.geometry import Geometry
 from runtime.target import Target
+from runtime.tolerance import PARAMETERS, Curve, Tolerance
 
 M = 3
-FILES = ["designs.npz", "designs.json", "designs.mat", "designs.png", "designs.gds"]
+FILES = ["designs.npz", "designs.json", "designs.mat", "designs.png", "designs.gds", "design.png", "design.svg"]
 
 
 @pytest.fixture(autouse=True)
 def quick_picture(request, monkeypatch):
     """Tests that do not look at the picture do not draw it: it takes most of a second."""
-    if "five_files" not in request.node.name and "equal_designs" not in request.node.name:
+    if "all_files" not in request.node.name and "equal_designs" not in request.node.name:
         monkeypatch.setattr("runtime.pictures.design_picture", lambda designs, target, path: path.write_bytes(b"picture"))
+        monkeypatch.setattr("runtime.figure.draw", lambda design, target: None)
+        monkeypatch.setattr("runtime.figure.write", lambda figure, path: path.write_bytes(b"figure"))
 
 
 def some_maps(rng):
@@ -66,7 +69,7 @@ def assert_same(a, b):
 
 @pytest.mark.parametrize("made", [designs(), designs(1), designs(2, solved=False), designs(1) + designs(1, solved=False)])
 @pytest.mark.parametrize("masked", [False, True])
-def test_five_files_and_the_designs_come_back(tmp_path, made, masked):
+def test_all_files_and_the_designs_come_back(tmp_path, made, masked):
     pytest.importorskip("matplotlib")
     pytest.importorskip("gdstk")
     saved = save(made, target(masked), tmp_path / "new" / "folder")
@@ -126,6 +129,50 @@ def test_the_mat_stacks_designs_in_the_lab_s_convention(tmp_path):
         assert content["Rm"][M - 2, M + 1, k] == design.R[M - 1, M + 2]  # data[i, j] is order (-(j - M), -(i - M))
 
 
+def test_the_mat_in_our_own_convention_says_so_and_reads_the_same(tmp_path):
+    made = designs(2)
+    save(made, target(), tmp_path, mat_convention="metascatter")
+    content = read_mat(tmp_path / "designs.mat", ("Rm", "Tm"), ("convention",))
+    assert str(content["convention"].item()) == "metascatter"
+    for k, design in enumerate(made):
+        np.testing.assert_array_equal(content["Tm"][:, :, k], design.T)
+    save(made[:1], target(), tmp_path, mat_convention="metascatter")
+    np.testing.assert_allclose(Target.load(tmp_path / "designs.mat").R, made[0].R, atol=1e-12)
+    with pytest.raises(DataError, match="lab or metascatter"):
+        save(made, target(), tmp_path, mat_convention="ours")
+
+
+def test_the_digest_names_what_is_made(tmp_path):
+    gdstk = pytest.importorskip("gdstk")
+    first, second = designs(2)
+    same = dataclasses.replace(first, score=0.9, R=None, T=None, verified=False, candidate=3, pattern=first.pattern.astype(float))
+    assert same.digest == first.digest
+    others = [
+        second,
+        dataclasses.replace(first, height_nm=300.5),
+        dataclasses.replace(first, geometry=Geometry()),
+        dataclasses.replace(first, pattern=first.pattern.T),
+    ]
+    assert len({design.digest for design in [first, *others]}) == 5
+    save([first, second], target(), tmp_path)
+    document = json.loads((tmp_path / "designs.json").read_text(encoding="utf-8"))
+    labels = [label.text for cell in gdstk.read_gds(tmp_path / "designs.gds").top_level() for label in cell.labels]
+    assert labels == [f"metascatter {entry['digest']} h={entry['height_nm']:g}nm" for entry in document["designs"]]
+    assert [entry["digest"] for entry in document["designs"]] == [design.digest for design in read(tmp_path / "designs.npz")]
+
+
+def test_the_worst_case_is_in_the_mat_where_it_is_known(tmp_path):
+    curve = Curve((-1.0, 0.0, 1.0), (0.4, 0.1, 0.2))
+    known = dataclasses.replace(designs(1)[0], tolerance=Tolerance(dict.fromkeys(PARAMETERS, curve)))
+    save([known, designs(2)[1]], target(), tmp_path, ranking="worst case")
+    content = read_mat(tmp_path / "designs.mat", ("worst_case",))
+    np.testing.assert_array_equal(content["worst_case"], [[0.4], [np.nan]])
+    document = json.loads((tmp_path / "designs.json").read_text(encoding="utf-8"))
+    assert document["ranked_by"] == "worst case"
+    assert document["designs"][0]["tolerance"]["worst"]["score"] == 0.4
+    assert document["designs"][0]["fabrication"]["fill_factor"] == known.pattern.mean()
+
+
 def test_one_design_s_mat_is_a_sample_and_a_target_of_the_lab_s_form(tmp_path):
     (made,) = designs(1)
     save([made], target(), tmp_path)
@@ -154,18 +201,19 @@ def test_equal_designs_are_equal_files(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
 
-@pytest.mark.parametrize(("package", "file"), [("matplotlib", "designs.png"), ("gdstk", "designs.gds")])
-def test_a_missing_extra_is_reported_and_no_old_file_is_left_beside_the_new(tmp_path, monkeypatch, package, file):
-    (tmp_path / file).write_bytes(b"of other designs")
+@pytest.mark.parametrize(("package", "files"), [("matplotlib", ["designs.png", "design.png", "design.svg"]), ("gdstk", ["designs.gds"])])
+def test_a_missing_extra_is_reported_and_no_old_file_is_left_beside_the_new(tmp_path, monkeypatch, package, files):
+    for file in files:
+        (tmp_path / file).write_bytes(b"of other designs")
     monkeypatch.setitem(sys.modules, package, None)
     saved = save(designs(), target(), tmp_path)
-    assert saved.missing == [(file, "lab")]
-    assert file not in [path.name for path in saved.paths]
-    assert not (tmp_path / file).exists()
+    assert saved.missing == [(file, "lab") for file in files]
+    assert sorted([path.name for path in saved.paths] + files) == sorted(FILES)
+    assert not any((tmp_path / file).exists() for file in files)
     assert len(read(tmp_path / "designs.npz")) == 3
 
 
-@pytest.mark.parametrize("failing", range(5))
+@pytest.mark.parametrize("failing", range(len(FILES)))
 def test_a_failure_leaves_what_stood_there(tmp_path, monkeypatch, failing):
     save(designs(1), target(), tmp_path)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
@@ -174,9 +222,9 @@ def test_a_failure_leaves_what_stood_there(tmp_path, monkeypatch, failing):
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    writers = list(room._WRITERS)
+    writers = list(room.WRITERS)
     writers[failing] = (writers[failing][0], None, fail)
-    monkeypatch.setattr(room, "_WRITERS", tuple(writers))
+    monkeypatch.setattr(room, "WRITERS", tuple(writers))
     with pytest.raises(KeyboardInterrupt):
         save(designs(3), target(), tmp_path)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from runtime.design import Design
+from runtime.drawing import DPI, heading, panels
 from runtime.errors import BackendError, DataError
 from runtime.geometry import Geometry
-from runtime.pictures import DPI, design_picture, draw, heading, panels
+from runtime.pictures import design_picture, draw
 from runtime.target import Target
 
 pytest.importorskip("matplotlib")
