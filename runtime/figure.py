@@ -27,7 +27,7 @@ DPI = 300
 ORDERS = 8  # in the bar chart
 _WANTED, _FREE = "#c9d2dc", "#a9a9a9"
 # Inches: margins, square panels, gaps; heights of the tolerance panels, above and below a row.
-_LEFT, _PANEL, _APART, _PAIR, _RIGHT, _TOP, _ABOVE, _BELOW, _FAN = 0.62, 1.72, 0.62, 0.12, 0.72, 0.62, 0.3, 0.5, 1.15
+_LEFT, _PANEL, _APART, _PAIR, _RIGHT, _TOP, _ABOVE, _BELOW, _FAN = 0.62, 1.72, 0.62, 0.12, 0.78, 0.62, 0.3, 0.5, 1.15
 _SHORT = {
     "height": "height (nm)",
     "edge": "pillar edges (nm)",
