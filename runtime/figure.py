@@ -195,6 +195,6 @@ def _draw_fan(axes: Any, tolerance: Tolerance, bottom: float, width: float) -> N
 
 def _numbered(svg: str) -> str:
     """The SVG with matplotlib's random names of its parts replaced by their numbers, so that equal figures are equal files."""
-    names = list(dict.fromkeys(re.findall(r'\bid="([a-zA-Z][0-9a-f]{10})"', svg)))
+    names = list(dict.fromkeys(re.findall(r'\bid="((?:[a-zA-Z]|image)[0-9a-f]{10})"', svg)))
     numbers = {name: f"n{number}" for number, name in enumerate(names)}
-    return re.sub(r"\b[a-zA-Z][0-9a-f]{10}\b", lambda found: numbers.get(found.group(), found.group()), svg)
+    return re.sub(r"\b(?:[a-zA-Z]|image)[0-9a-f]{10}\b", lambda found: numbers.get(found.group(), found.group()), svg)

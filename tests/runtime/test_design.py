@@ -23,10 +23,10 @@ FILES = ["designs.npz", "designs.json", "designs.mat", "designs.png", "designs.g
 @pytest.fixture(autouse=True)
 def quick_picture(request, monkeypatch):
     """Tests that do not look at the picture do not draw it: it takes most of a second."""
+    monkeypatch.setattr("runtime.figure.draw", lambda design, target: None)
+    monkeypatch.setattr("runtime.figure.write", lambda figure, path: path.write_bytes(b"figure"))
     if "all_files" not in request.node.name and "equal_designs" not in request.node.name:
         monkeypatch.setattr("runtime.pictures.design_picture", lambda designs, target, path: path.write_bytes(b"picture"))
-        monkeypatch.setattr("runtime.figure.draw", lambda design, target: None)
-        monkeypatch.setattr("runtime.figure.write", lambda figure, path: path.write_bytes(b"figure"))
 
 
 def some_maps(rng):

@@ -60,6 +60,12 @@ def design(solved: bool = True, known: bool = False) -> Design:
     return dataclasses.replace(made, tolerance=Tolerance(curves)) if known else made
 
 
+@pytest.fixture(scope="module")
+def drawn() -> Any:
+    """A figure of a partial target, tolerances included."""
+    return draw(design(known=True), partial())
+
+
 def words(figure: Any) -> set[str]:
     import matplotlib.text
 
@@ -90,55 +96,48 @@ def test_a_target_of_many_orders_leaves_room_for_what_was_not_asked_or_not_wante
     assert Bar("T(1,0)", R[0, 0], 0.5) in made
 
 
-def test_the_bars_are_as_long_as_their_values() -> None:
-    figure = draw(design(), partial())
-    axes = figure.axes[1]
+def test_the_bars_are_as_long_as_their_values(drawn: Any) -> None:
+    axes = drawn.axes[1]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["T(1,0)", "T(0,0)", "R(−3,1)", "T(0,−2)", "R(0,0)"]
     lengths = {(round(bar.get_y() + bar.get_height() / 2, 2), bar.get_width()) for bar in axes.patches}
     assert {(-0.19, 0.4), (0.19, 0.5), (2.0, 0.25), (3.0, 0.2)} <= lengths
     assert axes.get_ylim()[0] > axes.get_ylim()[1], "the strongest on top"
-    assert {"■ wanted", "■ achieved", "■ not asked"} <= words(figure)
-    assert "■ not asked" not in words(draw(design(), full()))
+    assert {"■ wanted", "■ achieved", "■ not asked"} <= words(drawn)
 
 
-def test_the_order_maps_share_one_scale() -> None:
+def test_the_order_maps_share_one_scale_and_a_full_target_leaves_nothing_out() -> None:
     figure = draw(design(), full())
+    assert not {"■ not asked", "misrouted power"} & words(figure)
     images = [axes.images[0] for axes in figure.axes if axes.get_xlabel() == "order m"]
     assert len(images) == 4
     assert {image.norm.vmax for image in images} == {0.6}
     assert len({id(image.norm) for image in images}) == 1
 
 
-def test_the_tolerance_panels_show_the_curves_and_mark_the_worst() -> None:
+def test_the_tolerance_panels_show_the_curves_and_mark_the_worst(drawn: Any) -> None:
     known = design(known=True)
-    figure = draw(known, partial())
-    fans = [axes for axes in figure.axes if axes.get_xlabel().endswith((" (nm)", " (°)"))]
+    fans = [axes for axes in drawn.axes if axes.get_xlabel().endswith((" (nm)", " (°)"))]
     assert len(fans) == 5
     assert len({axes.get_ylim() for axes in fans}) == 1
     assert known.tolerance is not None
     for axes, found in zip(fans, known.tolerance.curves.values(), strict=True):
         lines = [(tuple(line.get_xdata()), tuple(line.get_ydata())) for line in axes.lines]
         assert (found.shifts, found.scores) in lines
-    assert "worst 0.300" in words(figure)
+    assert {"worst 0.300", "misrouted power"} <= words(drawn)
     assert ((2.0,), (0.3,)) in [(tuple(line.get_xdata()), tuple(line.get_ydata())) for line in fans[2].lines]
-    assert "misrouted power" in words(figure)
-    without = draw(design(), partial())
-    assert "misrouted power" not in words(without)
-    assert without.get_figheight() < figure.get_figheight()
 
 
-def test_the_heading_names_what_is_shown() -> None:
-    found = words(draw(design(), partial()))
+def test_the_heading_names_what_is_shown(drawn: Any) -> None:
+    found = words(drawn)
     assert any(design().digest in line and "wavelength 1550 nm" in line for line in found)
     assert {"partial", "misrouted power 0.050   ·   height 310 nm   ·   verified by RCWA"} <= found
 
 
-def test_no_word_is_cut_off_and_none_lies_on_another() -> None:
-    figure = draw(design(known=True), partial())
-    figure.canvas.draw()
-    width, height = figure.canvas.get_width_height()
-    boxes = [(text.get_text(), text.get_window_extent()) for text in figure.texts if text.get_text()]
-    for axes in figure.axes:
+def test_no_word_is_cut_off_and_none_lies_on_another(drawn: Any) -> None:
+    drawn.canvas.draw()
+    width, height = drawn.canvas.get_width_height()
+    boxes = [(text.get_text(), text.get_window_extent()) for text in drawn.texts if text.get_text()]
+    for axes in drawn.axes:
         boxes += [(label.get_text(), label.get_window_extent()) for label in (axes.xaxis.label, axes.yaxis.label) if label.get_text()]
         boxes += [(label.get_text(), label.get_window_extent()) for label in axes.get_xticklabels() if label.get_text()]
     for word, box in boxes:
@@ -151,16 +150,16 @@ def test_no_word_is_cut_off_and_none_lies_on_another() -> None:
             assert not box.overlaps(second), (word, other)
 
 
-@pytest.mark.parametrize("suffix", [".png", ".svg"])
-def test_equal_designs_are_equal_files(tmp_path: Path, suffix: str) -> None:
-    for name in ("a", "b"):
-        design_figure(design(), partial(), tmp_path / f"{name}{suffix}")
-    assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"a{suffix}", f"b{suffix}"]
+def test_equal_designs_are_equal_svgs(drawn: Any, tmp_path: Path) -> None:
+    """Parts of an SVG that matplotlib names at random are numbered."""
+    write(drawn, tmp_path / "a.svg")
+    design_figure(design(known=True), partial(), tmp_path / "b.svg")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.svg", "b.svg"]
 
 
-def test_the_svg_is_whole(tmp_path: Path) -> None:
-    design_figure(design(), partial(), tmp_path / "a.svg")
+def test_the_svg_is_whole(drawn: Any, tmp_path: Path) -> None:
+    write(drawn, tmp_path / "a.svg")
     parts = xml.dom.minidom.parse(str(tmp_path / "a.svg")).getElementsByTagName("*")
     names = [part.getAttribute("id") for part in parts if part.hasAttribute("id")]
     assert len(names) == len(set(names)) > 50
@@ -171,12 +170,13 @@ def test_the_svg_is_whole(tmp_path: Path) -> None:
     assert set(local) <= set(names)
 
 
-def test_an_unsolved_design_and_a_dark_one_still_draw(tmp_path: Path) -> None:
+def test_an_unsolved_design_and_a_dark_one_still_draw() -> None:
     dark = Geometry(period_nm=(300.0, 300.0), theta_deg=60.0, harmonics=4)  # total reflection: nothing in air
     zero = np.zeros((SIDE, SIDE))
     for made in (design(solved=False), dataclasses.replace(design(), geometry=dark, R=zero, T=zero)):
-        write(draw(made, partial()), tmp_path / "x.png")
-        assert (tmp_path / "x.png").stat().st_size > 20_000
+        figure = draw(made, partial())
+        figure.canvas.draw()
+        assert "not solved" in words(figure) or "no order propagates" in words(figure)
 
 
 def test_refusals_leave_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
