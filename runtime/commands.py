@@ -131,6 +131,7 @@ def infer(
                     "target": target.name,
                     "height_nm": target.height_nm,
                     "directory": str(folder),
+                    "ranked_by": making.ranking,
                     "seconds": round(seconds, 2),
                     "files": [str(path) for path in saved.paths],
                     "missing": {str(file): extra for file, extra in saved.missing},

@@ -183,7 +183,7 @@ def _draw_fan(axes: Any, tolerance: Tolerance, bottom: float, width: float) -> N
         reach = 1.15 * max(abs(shift) for shift in curve.shifts)
         panel.set_xlim(-reach, reach)
         panel.set_xticks([shift for shift in curve.shifts if shift in (curve.shifts[0], 0.0, curve.shifts[-1])])
-        panel.xaxis.set_major_formatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0")
+        panel.xaxis.set_major_formatter(lambda value, _: f"{value:+.3g}".replace("-", "−") if value else "0")
         panel.set_ylim(0, highest)
         panel.locator_params(axis="y", nbins=5)
         panel.set_xlabel(_SHORT[name], size=_SIZE, color=INK, family=FONT, labelpad=1.5)

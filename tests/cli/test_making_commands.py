@@ -58,7 +58,7 @@ def test_infer_ranks_by_worst_case_and_says_how_the_designs_are_made(
     assert found == sorted(found)
     from runtime.data import read_mat
 
-    content = read_mat(tmp_path / "out" / "designs.mat", ("worst_case", "convention"))
+    content = read_mat(tmp_path / "out" / "designs.mat", ("worst_case",), ("convention",))
     assert str(content["convention"].item()) == "metascatter"
     np.testing.assert_allclose(content["worst_case"][:, 0], [score for _, score in found], atol=1e-6)
 
