@@ -81,7 +81,7 @@ def test_tolerance_refuses_a_target_of_another_geometry(
     saved: tuple[Path, Path], tmp_path: Path, run: Callable[..., Result], sentence: Callable[..., str]
 ) -> None:
     with np.load(saved[1]) as arrays:
-        np.savez(tmp_path / "other.npz", **{**arrays, "geometry": np.array(Geometry().to_json())})  # type: ignore[arg-type]
+        np.savez(tmp_path / "other.npz", **{**arrays, "geometry": np.array(Geometry().to_json())})
     assert "period_nm" in sentence(run("tolerance", saved[0], "--target", tmp_path / "other.npz"), 2)
 
 

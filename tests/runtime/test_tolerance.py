@@ -68,7 +68,8 @@ def changed(**fields: float) -> Geometry:
 def test_a_variation_is_the_solver_asked_for_it(parameter: str, shift: float, expected, tolerance: Tolerance, target: Target) -> None:
     curve = tolerance.curves[parameter]
     score = curve.scores[curve.shifts.index(shift)]
-    assert score == pytest.approx(misrouted_power(*expected(), target), abs=1e-10)
+    R, T = expected()
+    assert score == pytest.approx(misrouted_power(R, T, target), abs=1e-10)
     assert score > 1e-4, "it shows"
 
 

@@ -136,9 +136,9 @@ def test_bad_cells_are_refused() -> None:
     ):
         with pytest.raises(DataError):
             Cell(*fields)
-    for grow in (float("inf"), float("nan"), [10.0, 10.0], "wide"):
+    for grow in (float("inf"), float("nan"), np.array([10.0, 10.0])):
         with pytest.raises(DataError, match="growth"):
-            Cell.from_pattern(np.eye(4), GEOMETRY, grow)
+            Cell.from_pattern(np.eye(4), GEOMETRY, grow)  # type: ignore[arg-type]
 
 
 def meent_solution(pattern: np.ndarray, geometry: Geometry, height_nm: float, as_published: bool) -> tuple[np.ndarray, np.ndarray]:
