@@ -39,11 +39,13 @@ _SIZE = 7.5
 
 
 class Bar(NamedTuple):
-    """One order of the bar chart; ``wanted`` None where it was not asked for, ``achieved`` None where the design was not solved."""
+    """One order of the bar chart; ``wanted`` None where it was not asked for, ``achieved`` None where the design was not solved, ``ends``
+    of what counts as reached where that is a range."""
 
     name: str
     wanted: float | None
     achieved: float | None
+    ends: tuple[float, float] | None = None
 
 
 def design_figure(design: Design, target: Target, path: str | os.PathLike[str]) -> None:
@@ -131,21 +133,27 @@ def bars(design: Design, target: Target) -> list[Bar]:
         inside = max(abs(m), abs(n)) <= target.orders
         known = inside and wanted[kind][1][m + target.orders, n + target.orders]
         got = None if design.R is None or max(abs(m), abs(n)) > len(design.R) // 2 else design.efficiency(kind, m, n)
-        made.append(Bar(f"{kind}({m},{n})".replace("-", "−"), target.wanted(kind, m, n) if known else None, got))
+        low, high = target.range_of(kind, m, n) if known else (0.0, 0.0)
+        name = f"{kind}({m},{n})".replace("-", "−")
+        made.append(Bar(name, target.wanted(kind, m, n) if known else None, got, (low, high) if low < high else None))
     return made
 
 
 def _draw_bars(axes: Any, shown: Sequence[Bar]) -> None:
-    """Wanted over achieved, an order a line, the strongest wanted on top."""
+    """Wanted over achieved, an order a line, the strongest wanted on top; a range is a bar between its ends, or to the edge."""
+    highest = max((value for bar in shown for value in (bar.wanted, bar.achieved) if value is not None), default=0.0) or 1e-3
     for line, bar in enumerate(shown):
-        if bar.wanted is not None:
+        if bar.ends is not None:
+            low, high = bar.ends[0], min(bar.ends[1], 2 * highest)
+            axes.barh(line - 0.19, high - low, 0.36, left=low, color=_WANTED, linewidth=0)
+            axes.plot([low, low], [line - 0.37, line - 0.01], color="#8494a5", linewidth=0.8)
+        elif bar.wanted is not None:
             axes.barh(line - 0.19, bar.wanted, 0.36, color=_WANTED, linewidth=0)
         if bar.achieved is not None:
             below, colour = (0.0, _FREE) if bar.wanted is None else (0.19, PILLAR)
             axes.barh(line + below, bar.achieved, 0.36, color=colour, linewidth=0)
     axes.set_ylim(max(len(shown), 1) - 0.4, -0.6)
     axes.set_yticks(range(len(shown)), [bar.name for bar in shown])
-    highest = max((value for bar in shown for value in (bar.wanted, bar.achieved) if value is not None), default=0.0) or 1e-3
     axes.set_xlim(0, 1.08 * highest)
     axes.locator_params(axis="x", nbins=4)
     axes.set_xlabel("efficiency", size=_SIZE, color=INK, family=FONT, labelpad=1.5)

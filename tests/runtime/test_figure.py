@@ -72,6 +72,19 @@ def words(figure: Any) -> set[str]:
     return {text.get_text() for text in figure.findobj(matplotlib.text.Text)}
 
 
+def test_a_range_is_a_bar_between_its_ends() -> None:
+    fields = {"height_nm": 310, "orders": {"T(1,0)": {"min": 0.4}, "T(0,-2)": [0.1, 0.15], "R(0,0)": 0.05}}
+    asked = Target.from_dict(fields).resized(M)
+    found = {bar.name: bar for bar in bars(design(), asked)}
+    assert found["T(1,0)"].ends == (0.4, 1.0)
+    assert found["T(0,−2)"].ends == (0.1, 0.15)
+    assert found["R(0,0)"].ends is None
+    chart = draw(design(), asked).axes[1]
+    drawn = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in chart.patches]
+    assert any(x == pytest.approx((0.1, 0.15)) for x in drawn)
+    assert next(x for x in drawn if x[0] == pytest.approx(0.4))[1] > chart.get_xlim()[1], "at least 0.4 runs to the edge"
+
+
 def test_bars_are_the_strongest_asked_then_the_strongest_that_come_besides() -> None:
     assert bars(design(), partial()) == [
         Bar("T(1,0)", 0.4, 0.5),
