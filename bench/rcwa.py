@@ -107,8 +107,10 @@ def main() -> None:
     import scipy.linalg
 
     from runtime.geometry import Geometry
+    from runtime.physics.adjoint import gradient
     from runtime.physics.layer import Operators
     from runtime.physics.rcwa import Cell, Solver
+    from runtime.target import Target
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--height-nm", type=float, default=300.0)
@@ -142,6 +144,8 @@ def main() -> None:
         ("our solve, 377 orders, complex64, Laurent", lambda: laurent.solve(pattern, height)),
         ("our solve, 361 orders (+-9 square), complex64", lambda: square.solve(pattern, height)),
     ]
+    target = Target.from_arrays(*single.solve(1 - pattern, height), height)  # any other scattering than the cell's own
+    rows.append(("our adjoint gradient by pixels and height, complex128", lambda: gradient(single, pattern, height, target)))
     if not options.no_meent:
         rows.append(("meent, 361 orders (+-9 square), complex64", lambda: meent_solve(pattern, height, nine)))
 
@@ -157,7 +161,8 @@ def main() -> None:
     print(f"{'':58s} {'s':>7s} {'ratio':>6s} {'L1 to +-15':>11s}")
     for index, (name, _) in enumerate(rows):
         answer: Any = answers[index]
-        error = sum(np.abs(centred(part, 11) - full).sum() for part, full in zip(answer, reference, strict=True)) if index else None
+        maps = index > 0 and len(answer) == 2  # neither eigenvalues nor a gradient
+        error = sum(np.abs(centred(part, 11) - full).sum() for part, full in zip(answer, reference, strict=True)) if maps else None
         print(f"{name:58s} {fastest[index]:7.3f} {fastest[index] / fastest[0]:6.2f} {'' if error is None else f'{error:11.4f}':>11s}")
 
 

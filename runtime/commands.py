@@ -54,6 +54,7 @@ def main() -> None:
     show_default=True,
     help="Solve Maxwell's equations for the most promising candidates and rank by it.",
 )
+@options.refinement
 @click.option(
     "--convention",
     type=click.Choice(["lab", "metascatter"]),
@@ -75,6 +76,7 @@ def infer(
     engine: dict[str, Any],
     seed: int,
     verify: bool,
+    search: dict[str, Any],
     convention: str | None,
     mat_convention: str,
     made: dict[str, Any],
@@ -90,10 +92,12 @@ def infer(
     metascatter infer deflector.json --out designs
     metascatter infer deflector:height_nm=250:order=1,1:efficiency=0.05 --out designs
     metascatter infer a.mat b.mat --out designs -n 256 --top 8 --seed 1
+    metascatter infer deflector.json --out designs --height free:200:400 --budget 100
     metascatter infer deflector.json --out designs --no-verify --json
     metascatter infer deflector.json --out designs --robust --fabricable --no-corners
     """
     from . import design, report
+    from .freedom import Freedom, read_fixed
     from .presets import name_of
     from .sampler import load
     from .target import Target
@@ -104,9 +108,13 @@ def infer(
     if twice is not None:
         raise DataError(f"two targets are called '{twice}' and would share one folder; rename one")
     check_writable(directory)
+    time_limit = search.pop("time_limit")
+    if search["fixed"] is not None:
+        search["fixed"] = read_fixed(search["fixed"])
     with load(bundle, **engine) as sampler:
         # Every target is read and checked before the first one costs any time.
-        wanted = [sampler.check(Target.load(path, convention, sampler.bundle.channels)) for path in targets]
+        freedom = Freedom.of(sampler.bundle, **search)
+        wanted = [sampler.check(freedom.targets(Target.load(path, convention, sampler.bundle.channels))[0]) for path in targets]
         results = []
         for target in wanted:
             folder = directory / target.name if len(wanted) > 1 else directory
@@ -118,6 +126,8 @@ def infer(
                     top=making.pool(top),
                     seed=seed,
                     **settings,
+                    **search,
+                    deadline_s=time_limit,
                     verify=verify,
                     workers=workers,
                     on_step=bars.step,
@@ -129,7 +139,7 @@ def infer(
             results.append(
                 {
                     "target": target.name,
-                    "height_nm": target.height_nm,
+                    "height_nm": target.height_nm if search["height"] is None else None,
                     "directory": str(folder),
                     "ranked_by": making.ranking,
                     "seconds": round(seconds, 2),
@@ -275,6 +285,7 @@ def simulate(
 @click.option(
     "--noise-limit", type=click.IntRange(0), default=16, show_default=True, help="Add noise to the first so many targets; 0: to none."
 )
+@click.option("--refine-limit", type=click.IntRange(0), default=16, show_default=True, help="Refine the first so many targets; 0: none.")
 @click.option("--train-data", type=click.Path(path_type=Path), help="Training data, for the nearest-sample baseline.")
 @options.baseline
 @click.option("--picture", type=click.Path(path_type=Path), metavar="FILE", help="Draw the result: .png, .svg or .pdf.")
@@ -293,6 +304,7 @@ def evaluate(
     limit: int | None,
     oracle_limit: int,
     noise_limit: int,
+    refine_limit: int,
     train_data: Path | None,
     other: dict[str, Any],
     picture: Path | None,
@@ -341,6 +353,7 @@ def evaluate(
             baseline_settings={"steps": other["baseline_steps"], "scheduler": other["baseline_scheduler"]},
             baseline_limit=other["baseline_limit"],
             noise_limit=noise_limit,
+            refine_limit=refine_limit,
             **settings,
         )
     click.echo(json.dumps(result, indent=2) if as_json else scores.table(result))

@@ -42,6 +42,8 @@ class Design:
         seed, candidate: the sampler's seed and the candidate's index; candidate -1 where a file does not say.
         geometry: the arrangement and solver settings.
         pairs: the scattering at other wavelengths or polarisations that the target asks for, by name; see :mod:`.pairs`.
+        refined: the candidate was the start, and a search over pixels or height changed it.
+        uncertainty: misrouted power between R, T and the same at a higher truncation: the solver's own error; None where not known.
         tolerance: what it bears of the lab's errors, where somebody asked; see :mod:`.tolerance`. ``designs.npz`` does not hold it.
     """
 
@@ -55,6 +57,8 @@ class Design:
     candidate: int
     geometry: Geometry
     pairs: Mapping[str, Pair] = dataclasses.field(default_factory=dict)
+    refined: bool = False
+    uncertainty: float | None = None
     tolerance: Tolerance | None = None
 
     @property
@@ -149,6 +153,7 @@ def read(path: str | os.PathLike[str]) -> list[Design]:
     count = _check(arrays, str(path))
     pairs = read_pairs(arrays, count, str(path))
     candidate = arrays.get("candidate", np.full(count, -1))
+    refined, uncertainty = arrays.get("refined", np.zeros(count, bool)), arrays.get("uncertainty", np.full(count, math.nan))
     designs = []
     for k in range(count):
         R, T = arrays["Rm"][k].astype(np.float64), arrays["Tm"][k].astype(np.float64)
@@ -166,6 +171,8 @@ def read(path: str | os.PathLike[str]) -> list[Design]:
                 int(candidate[k]),
                 geometry,
                 pairs[k],
+                bool(refined[k]),
+                None if math.isnan(uncertainty[k]) else float(uncertainty[k]),
             )
         )
     return designs
@@ -177,7 +184,15 @@ def _check(arrays: dict[str, np.ndarray], name: str) -> int:
     if xx.ndim != 3 or 0 in xx.shape or xx.shape[1] != xx.shape[2] or xx.dtype.kind not in "biuf" or not np.isin(xx, (0, 1)).all():
         raise DataError(f"{name}: 'xx' has shape {xx.shape} and type {xx.dtype}; expected (K, n, n) of 0 and 1 with K above 0")
     count = len(xx)
-    for key, kinds in (("h", "iuf"), ("score", "f"), ("verified", "b"), ("seed", "iu"), ("candidate", "iu")):
+    for key, kinds in (
+        ("h", "iuf"),
+        ("score", "f"),
+        ("verified", "b"),
+        ("seed", "iu"),
+        ("candidate", "iu"),
+        ("refined", "b"),
+        ("uncertainty", "f"),
+    ):
         value = arrays.get(key)
         if value is not None and (value.shape != (count,) or value.dtype.kind not in kinds):
             raise DataError(f"{name}: '{key}' has shape {value.shape} and type {value.dtype}; expected ({count},), one number per design")
@@ -223,6 +238,10 @@ def _arrays(designs: Sequence[Design], target: Target) -> dict[str, np.ndarray]:
         "geometry": np.array(first.geometry.to_json()),
         **to_arrays(designs, nothing),
     }
+    if any(d.refined for d in designs):
+        arrays["refined"] = np.array([d.refined for d in designs], bool)
+    if any(d.uncertainty is not None for d in designs):
+        arrays["uncertainty"] = np.array([math.nan if d.uncertainty is None else d.uncertainty for d in designs], np.float64)
     _check(arrays, "the designs")
     return arrays
 

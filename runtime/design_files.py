@@ -79,7 +79,8 @@ def _write_mat(path: Path, content: Content) -> None:
     from scipy.io import savemat
 
     arrays, count = content.arrays, len(content.designs)
-    columns = {key: arrays[key].astype(np.float64)[:, None] for key in ("h", "score", "verified", "seed", "candidate")}
+    names = [key for key in ("h", "score", "verified", "seed", "candidate", "refined", "uncertainty") if key in arrays]
+    columns: dict[str, np.ndarray] = {key: arrays[key].astype(np.float64)[:, None] for key in names}
     # MATLAB drops a third axis of length 1; so does the file, and one design reads as a target or a sample of the lab's.
     keys = [key for key in arrays if key.startswith(("Rm", "Tm"))]
     stacks = {key: reorder_lab(arrays[key]) if content.mat_convention == "lab" else arrays[key] for key in keys}

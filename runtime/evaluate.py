@@ -50,6 +50,7 @@ def evaluate(
     baseline_settings: Mapping[str, Any] | None = None,
     baseline_limit: int | None = None,
     noise_limit: int = 16,
+    refine_limit: int = 0,
     **given: Any,
 ) -> dict[str, Any]:
     """Scores of a sampler on a data set; the scattering of each sample is a target, and its pattern one that meets it.
@@ -76,11 +77,13 @@ def evaluate(
         baseline_settings: its settings; those that are missing or None are its own.
         baseline_limit: the baseline on the first so many targets only; None is all.
         noise_limit: targets with noise, of the first so many; 0 leaves them out.
+        refine_limit: the first so many targets are refined too, from those that ranking picked, with ``stages.BUDGET`` solves in all;
+            0 leaves it out.
         given: the sampler's settings (``steps``, ``scheduler``, ``guidance_scale`` and so on); None leaves them to it.
 
     Returns:
-        Plain JSON values. ``targets``; ``ranked`` (the best of the candidates that ranking picks and has solved); ``refined`` (None:
-        there is no refinement yet); ``oracle``: ``best_of_k`` for the first k = 1, 8, 64 candidates, all solved, None where n < k;
+        Plain JSON values. ``targets``; ``ranked`` (the best of the candidates that ranking picks and has solved); ``refined`` (None
+        without); ``oracle``: ``best_of_k`` for the first k = 1, 8, 64 candidates, all solved, None where n < k;
         ``baselines``: ``random_best_of_64``, ``nearest_training`` or None, and with a baseline ``bundle``. Each of these is a summary:
         ``median``, ``q25``, ``q75``, ``under`` (shares under 0.02, 0.05, 0.10), ``solves`` (a target), ``targets``; that of ``bundle`` has
         its ``name``, ``ranked_by`` and ``sampler`` settings as well. ``by_height_nm``: five equal bands of the data's heights with ``lo``,
@@ -108,7 +111,11 @@ def evaluate(
         Cancelled: ``cancel`` said so.
     """
     limits = {"limit": limit, "oracle_limit": oracle_limit, "n": n, "baseline_limit": baseline_limit}
-    for name, value, least in (*((name, value, 1) for name, value in limits.items()), ("noise_limit", noise_limit, 0)):
+    for name, value, least in (
+        *((name, value, 1) for name, value in limits.items()),
+        ("noise_limit", noise_limit, 0),
+        ("refine_limit", refine_limit, 0),
+    ):
         if value is not None and value < least:
             raise DataError(f"{name} is {value}; it must be {least} or more")
     count = min(len(data), limit or len(data))
@@ -133,7 +140,7 @@ def evaluate(
     shortlist, surrogate = getattr(sampler, "shortlist", None), getattr(sampler, "surrogate", None)
     oracle_count = min(count, oracle_limit or count)
     oracles = {f"best_of_{k}": k for k in ORACLES}
-    columns: dict[str, list[float]] = {name: [] for name in ("ranked", *oracles, RANDOM_NAME)}
+    columns: dict[str, list[float]] = {name: [] for name in ("ranked", *(("refined",) if refine_limit else ()), *oracles, RANDOM_NAME)}
     best: list[np.ndarray] = []
     calibration = measures.Calibration()
     solves, distinct, apart = 0, 0, []
@@ -151,6 +158,8 @@ def evaluate(
         best.append(patterns[winner])
         solves += len(picked)
         columns["ranked"].append(float(scores[winner]))
+        if i < refine_limit:
+            columns["refined"].append(stages.refined(work, patterns[picked], target, surrogate))
         if not whole:
             continue
         for name, k in oracles.items():
@@ -184,7 +193,7 @@ def evaluate(
     return {
         "targets": count,
         "ranked": summary("ranked", solves / count),
-        "refined": None,
+        "refined": summary("refined", stages.BUDGET),
         "oracle": {"targets": oracle_count, **{name: summary(name, k) for name, k in oracles.items()}},
         "baselines": {
             RANDOM_NAME: summary(RANDOM_NAME, RANDOM),

@@ -13,10 +13,13 @@ import numpy as np
 
 from . import evaluate_measures as measures
 from .data import DataSet
+from .design import Design
 from .errors import Cancelled, DataError
+from .refine import refine
 from .score import lab_scores, misrouted_power
 from .target import Target
 
+BUDGET = 32  # RCWA solves of a refined design, those of ranking included
 _Item = TypeVar("_Item")
 
 
@@ -75,6 +78,22 @@ class Work:
         with self.clock(name):
             found = solve_many(patterns, target.height_nm, self.data.geometry, target.orders, self.workers, self.stop)
         return np.asarray(misrouted_power(*found, target))
+
+
+def refined(work: Work, picked: np.ndarray, target: Target, surrogate: Any) -> float:
+    """Misrouted power of the best design refined from picked patterns (K, N, N), with ``BUDGET`` solves in all."""
+    from .physics.verify import solve_many
+
+    picked = picked[: BUDGET // 2]
+    with work.clock("refined"):
+        maps = solve_many(picked, target.height_nm, work.data.geometry, target.orders, work.workers, work.stop)
+        starts = [
+            Design(pattern, target.height_nm, R, T, float(misrouted_power(R, T, target)), True, work.seed, k, work.data.geometry)
+            for k, (pattern, R, T) in enumerate(zip(picked, *maps, strict=True))
+        ]
+        best = refine(starts, target, surrogate, BUDGET - len(starts), stop=work.stop, workers=work.workers)[0]
+    assert best.score is not None
+    return best.score
 
 
 class Rival:

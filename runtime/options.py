@@ -86,6 +86,43 @@ making = _gathered(
     click.option("--no-corners", is_flag=True, help="Limit: no pixels that touch at a corner."),
 )
 
+
+class _Height(click.ParamType):
+    """free or free:LO:HI, as ``Sampler.design`` takes it."""
+
+    name = "free[:LO:HI]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str) or value == "free":
+            return value
+        word, *limits = value.split(":")
+        try:
+            low, high = (float(limit) for limit in limits)
+        except ValueError:
+            word = ""
+        if word != "free":
+            self.fail(f"{value!r} is neither 'free' nor 'free:LO:HI' with two heights in nm", param, ctx)
+        return low, high
+
+
+refinement = _gathered(
+    "search",
+    click.option(
+        "--refine/--no-refine",
+        default=True,
+        show_default=True,
+        help="Search on from the best candidates: flipped pixels, and other heights where --height is free.",
+    ),
+    click.option(
+        "--budget", type=click.IntRange(1), default=32, show_default=True, help="With --refine, RCWA solves in all, ranking included."
+    ),
+    click.option(
+        "--fixed", type=click.Path(path_type=Path), metavar="FILE", help="Pixels that every design holds: key 'fixed' of a .npz or .json."
+    ),
+    click.option("--height", type=_Height(), help="Search for the height too, within LO and HI nm; default: the target's height."),
+    click.option("--time-limit", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Per target: the best found by then."),
+)
+
 baseline = _gathered(
     "other",
     click.option("--baseline", type=click.Path(path_type=Path), help="Another bundle, ranked on the same targets with the same seeds."),

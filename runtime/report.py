@@ -43,6 +43,8 @@ def to_dict(design: Design, target: Target, rank: int) -> dict[str, Any]:
         "verified": bool(design.verified),
         "seed": int(design.seed),
         "candidate": int(design.candidate),
+        "refined": bool(design.refined),
+        "uncertainty": design.uncertainty,
         "pattern": ["".join("1" if pixel else "0" for pixel in row) for row in design.pattern],
         "digest": design.digest,
         "fabrication": measure(design.pattern, design.geometry).to_dict(),
@@ -99,13 +101,26 @@ def table(designs: Sequence[Design], target: Target) -> str:
     asked = int(target.mask_R.sum() + target.mask_T.sum())
     orders = "every order asked" if not target.partial else f"{asked} order{'s' * (asked != 1)} asked, the others free"
     others = list(known(designs))
-    head = ["rank", "misrouted power", *(f"at {name}" for name in others), "", *(f"{side}({m},{n})" for side, m, n in strongest)]
-    rows = [["", "", *("" for _ in others), "wanted", *(words(*target.range_of(*order)) for order in strongest)]]
+    doubt = any(design.uncertainty is not None for design in designs)
+    tall = {design.height_nm for design in designs} != {target.height_nm}
+    head = [
+        "rank",
+        *(["nm high"] if tall else []),
+        "misrouted power",
+        *(["+-"] if doubt else []),
+        *(f"at {name}" for name in others),
+        "",
+        *(f"{side}({m},{n})" for side, m, n in strongest),
+    ]
+    blank = [""] * (2 + tall + doubt + len(others))
+    rows = [[*blank, "wanted", *(words(*target.range_of(*order)) for order in strongest)]]
     for rank, design in enumerate(designs, 1):
         rows.append(
             [
                 str(rank),
+                *([f"{design.height_nm:g}"] if tall else []),
                 "not solved" if design.score is None else f"{design.score:.3f}",
+                *(["-" if design.uncertainty is None else f"{design.uncertainty:.3f}"] if doubt else []),
                 *("-" if design.pairs[name].score is None else f"{design.pairs[name].score:.3f}" for name in others),
                 "verified" if design.verified else "not verified",
                 *(_share({"R": design.R, "T": design.T}[side], m, n) for side, m, n in strongest),
@@ -113,12 +128,15 @@ def table(designs: Sequence[Design], target: Target) -> str:
         )
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]]
+    if doubt:
+        lines.append("+- is the misrouted power between the maps as solved and with two more harmonics: the solver's own uncertainty.")
     if others and any(design.verified for design in designs):
         lines.append(f"Ranked by R and T alone; 'at {others[0]}' is the misrouted power of Rm_{others[0]} and Tm_{others[0]}.")
     unscored = unverified(target, designs)
     if unscored:
         lines.append(f"Asked for and not verified, since the training data did not say how it was solved: {', '.join(unscored)}.")
-    return "\n".join([f"{target.name}: pillars {target.height_nm:g} nm high, {orders}", *lines])
+    high = "of the heights listed" if tall else f"{target.height_nm:g} nm high"
+    return "\n".join([f"{target.name}: pillars {high}, {orders}", *lines])
 
 
 def files(paths: Sequence[Path]) -> str:

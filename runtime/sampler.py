@@ -16,6 +16,7 @@ from . import backends, pairs, search, selftest
 from .bundle import Bundle
 from .design import Design
 from .errors import BackendError, BundleError, Cancelled, TargetError
+from .freedom import Freedom
 from .loop import Guidance, denoise
 from .schedulers import Plan, plan
 from .target import Target, check_height, check_orders
@@ -321,10 +322,15 @@ class Sampler:
         verify: bool = True,
         workers: int | None = None,
         on_solve: Callable[[int, int], None] | None = None,
+        refine: bool = False,
+        budget: int = 32,
+        fixed: Any = None,
+        height: Any = None,
     ) -> list[Design]:
         """Sample n candidates, drop those equal up to a cyclic shift, solve those that the surrogate ranks best, and return the best.
 
-        ``max(search.SOLVED, top)`` are solved; all are where the bundle has no surrogate.
+        ``max(search.SOLVED, top)`` are solved; all are where the bundle has no surrogate. With ``refine`` a discrete search changes the
+        best of them further (see :mod:`.refine`), and those returned are solved at a higher truncation too, for their ``uncertainty``.
 
         Args:
             target: what the light should do.
@@ -337,12 +343,19 @@ class Sampler:
             on_step: (step, total, estimate) while sampling; on_solve: (solved, total) while solving.
             verify: False skips the solver: designs come in candidate order without scattering or score.
             workers: threads of the solver.
+            refine: search on from the best candidates.
+            budget: RCWA solves in all where ``refine`` is set, ranking included, the check at a higher truncation not.
+            fixed: (N, N) of -1 (free), 0 (gap) and 1 (pillar): pixels that every design has to hold.
+            height: ``"free"``, or (lowest, highest) in nm: the target's own height is not looked at, candidates are sampled at
+                ``freedom.HEIGHTS`` heights from lowest to highest, and ``refine`` searches between. None keeps the target's.
 
         Raises:
-            TargetError: the bundle cannot be asked for this target.
+            TargetError: the bundle cannot be asked for this target, or for such heights.
+            DataError: a mask of another size or with other values, a budget below 1.
             Cancelled: ``cancel`` was set.
         """
         end = None if deadline_s is None else time.monotonic() + deadline_s
+        freedom = Freedom.of(self.bundle, refine, budget, fixed, height)
         settings = {
             "steps": steps,
             "scheduler": scheduler,
@@ -352,7 +365,8 @@ class Sampler:
             "batch_size": batch_size,
         }
         stop = cancel.is_set if cancel is not None else None
-        return search.best_designs(self, self.check(target), n, top, seed, settings, end, stop, verify, workers, on_step, on_solve)
+        target = freedom.targets(target)[0]
+        return search.best_designs(self, self.check(target), n, top, seed, settings, end, stop, verify, workers, on_step, on_solve, freedom)
 
 
 def _free_memory() -> int:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .design import Design
+from .freedom import Freedom, impose
 from .pairs import scored
+from .refine import refine
 from .score import misrouted_power
 from .target import Target
 
@@ -35,18 +37,22 @@ def best_designs(
     workers: int | None = None,
     on_step: OnStep | None = None,
     on_solve: Callable[[int, int], None] | None = None,
+    freedom: Freedom | None = None,
 ) -> list[Design]:
-    """Sample n candidates batch by batch, solve those worth it, and keep the best ``top``; see ``Sampler.design``.
+    """Sample n candidates batch by batch, solve those worth it, refine them, and keep the best ``top``; see ``Sampler.design``.
 
-    With a surrogate the ``max(SOLVED, top)`` that it ranks best are solved, without one all. ``end``, on the clock of
-    ``time.monotonic``, ends it early: what is solved by then is ranked. If nothing is, the network's present view of the batch at work is
-    cut to patterns and the first of them solved.
+    With a surrogate the ``max(SOLVED, top)`` that it ranks best are solved, without one all, or half of the budget where they are then
+    refined. ``end``, on the clock of ``time.monotonic``, ends it early: what is solved by then is ranked. If nothing is, the network's
+    present view of the batch at work is cut to patterns and the first of them solved.
     """
+    freedom = freedom or Freedom()
+    budget = freedom.budget if verify else None
+    from .physics.uncertainty import with_uncertainty
     from .physics.verify import solve_until
 
     geometry = sampler.bundle.geometry
     surrogate = sampler.surrogate if verify else None
-    most = max(SOLVED, top)
+    most = max(SOLVED, top) if budget is None else min(max(SOLVED, top), budget)
     waiting: list[_Candidate] = []  # of those the surrogate ranked, the best so far
     best: list[Design] = []
     distinct = solved = left = 0
@@ -59,39 +65,44 @@ def best_designs(
 
         def counted(count: int, _: int, before: int = solved) -> None:
             if on_solve is not None:
-                on_solve(before + count, total)
+                on_solve(before + count, total if budget is None else budget)
 
         patterns = np.stack([candidate.pattern for candidate in chosen])
-        R, T = solve_until(end, patterns, target.height_nm, geometry, target.orders, workers, stop, counted)
+        heights = np.array([candidate.height_nm for candidate in chosen])
+        R, T = solve_until(end, patterns, heights, geometry, target.orders, workers, stop, counted)
         solved += len(R)
         best.extend(
             # One by one: a sum over several rows at once may round otherwise, and company must not change a score.
-            Design(candidate.pattern, target.height_nm, r, t, float(misrouted_power(r, t, target)), True, seed, candidate.number, geometry)
+            Design(
+                candidate.pattern, candidate.height_nm, r, t, float(misrouted_power(r, t, target)), True, seed, candidate.number, geometry
+            )
             for candidate, r, t in zip(chosen, R, T, strict=False)
         )
         best.sort(key=lambda design: (design.score, design.candidate))
         if surrogate is None:
-            del best[top:]
+            del best[max(top, SOLVED) :]
         return len(R) == len(chosen)
 
-    for patterns, indices, done, late in _proposals(sampler, target, n, seed, settings, end, stop, on_step):
+    for patterns, indices, done, late, part in _proposals(sampler, target, n, seed, settings, end, stop, on_step, freedom):
         if late and best:
             break
         distinct, left = distinct + len(indices), n - done
         if not verify:
             best += [
-                Design(pattern, target.height_nm, None, None, None, False, seed, k, geometry)
+                Design(pattern, part.height_nm, None, None, None, False, seed, k, geometry)
                 for pattern, k in zip(patterns, indices, strict=True)
             ]
             if late or len(best) >= top:
                 break
         elif surrogate is None:
-            found = [_Candidate(0.0, k, pattern) for pattern, k in zip(patterns, indices, strict=True)]
-            if not solve(found, distinct + left) or late:
+            found = [_Candidate(0.0, k, pattern, part.height_nm) for pattern, k in zip(patterns, indices, strict=True)]
+            if budget is not None:
+                found = found[: max(1, budget // 2) - solved]
+            if not solve(found, distinct + left) or late or (budget is not None and solved >= max(1, budget // 2)):
                 break
         else:
-            expected = promises(patterns, target, surrogate)
-            waiting += [_Candidate(*entry) for entry in zip(expected.tolist(), indices, patterns, strict=True)]
+            expected = promises(patterns, part, surrogate).tolist()
+            waiting += [_Candidate(*entry, part.height_nm) for entry in zip(expected, indices, patterns, strict=True)]
             waiting.sort()
             del waiting[most:]
             # In a hurry there should soon be one; what the surrogate ranks better later is solved as well.
@@ -102,20 +113,34 @@ def best_designs(
     else:
         if surrogate is not None:
             known = {design.candidate for design in best}
-            if solve([candidate for candidate in waiting if candidate.number not in known], len(waiting) + len(known)):
+            others = [candidate for candidate in waiting if candidate.number not in known]
+            if solve(others if budget is None else others[: budget - solved], len(waiting) + len(known)):
                 # All in time: the designs are those of a run without a deadline.
                 chosen = {candidate.number for candidate in waiting}
                 best = [design for design in best if design.candidate in chosen]
+    if budget is not None and best:
+        spent = solved
+
+        def refined(done: int, _: int) -> None:
+            if on_solve is not None:
+                on_solve(spent + done, budget)
+
+        left = budget - solved
+        best = refine(best, target, surrogate, left, freedom.fixed, freedom.heights, end, stop, refined, workers)
     # What the target asks at other wavelengths is solved for the designs kept, and ranks nothing.
-    return scored(best[:top], target, sampler.bundle.geometries, verify, end, workers, stop)
+    best = best[:top]
+    if budget is not None:
+        best = with_uncertainty(best, workers, stop, end)
+    return scored(best, target, sampler.bundle.geometries, verify, end, workers, stop)
 
 
 class _Candidate(NamedTuple):
-    """A candidate as ranked: what the surrogate expects of it, its number, its pattern (n, n)."""
+    """A candidate as ranked: what the surrogate expects of it, its number, its pattern (n, n), its height."""
 
     promise: float
     number: int
     pattern: np.ndarray
+    height_nm: float
 
 
 def _proposals(
@@ -127,41 +152,51 @@ def _proposals(
     end: float | None,
     stop: Stop | None,
     on_step: OnStep | None,
-) -> Iterator[tuple[np.ndarray, list[int], int, bool]]:
-    """Batch by batch: patterns unlike all before, their numbers, how many candidates there were so far, and whether time is up.
+    freedom: Freedom,
+) -> Iterator[tuple[np.ndarray, list[int], int, bool, Target]]:
+    """Batch by batch: patterns unlike all before of their height, their numbers, how many candidates there were so far, whether time is up,
+    and the target at their height.
 
     Where time runs out while a batch is being sampled, its patterns are those of the network's present view, and the last.
     """
-    seen: set[bytes] = set()
+    parts = freedom.targets(target)[: max(n, 1)]
     done = 0
     present: list[np.ndarray] = []
 
     def watched(step: int, total: int, estimate: np.ndarray) -> None:
         if on_step is not None:
-            on_step(step, total, estimate)
+            on_step(index * total + step, len(parts) * total, estimate)
         if end is not None and time.monotonic() >= end:
             present[:] = [estimate]
             raise _TimeUp
 
     if end is not None:
         settings = {**settings, "batch_size": min(HURRIED, settings.get("batch_size") or HURRIED)}
-    stream = sampler.stream(sampler.condition(target), n, seed=seed, stop=stop, on_step=watched, **settings)
-    while done < max(n, 1):  # the stream says what is wrong with an n below 1
-        late = False
-        try:
-            patterns = sampler.patterns(next(stream))
-        except _TimeUp:
-            patterns, late = sampler.patterns(present[0]), True
-        fresh = []
-        for i, key in enumerate(canonical(patterns)):
-            if key.tobytes() not in seen:
-                seen.add(key.tobytes())
-                fresh.append(i)
-        indices = [done + i for i in fresh]
-        done += len(patterns)
-        yield patterns[fresh], indices, done, late
-        if late:
-            return
+    index = 0
+    for index, part in enumerate(parts):
+        seen: set[bytes] = set()
+        # The stream says what is wrong with an n below 1.
+        share = n if len(parts) == 1 else n // len(parts) + (index < n % len(parts))
+        stream = sampler.stream(sampler.condition(part), share, seed=seed, stop=stop, on_step=watched, **settings)
+        finished = done + max(share, 1)
+        while done < finished:
+            late = False
+            try:
+                patterns = sampler.patterns(next(stream))
+            except _TimeUp:
+                patterns, late = sampler.patterns(present[0]), True
+            if freedom.fixed is not None:
+                patterns = impose(patterns, freedom.fixed)
+            fresh = []
+            for i, key in enumerate(canonical(patterns)):
+                if key.tobytes() not in seen:
+                    seen.add(key.tobytes())
+                    fresh.append(i)
+            indices = [done + i for i in fresh]
+            done += len(patterns)
+            yield patterns[fresh], indices, done, late, part
+            if late:
+                return
 
 
 def promises(patterns: np.ndarray, target: Target, surrogate: Network) -> np.ndarray:

@@ -147,7 +147,7 @@ def in_threads(
 def solve_until(
     end: float | None,
     patterns: np.ndarray,
-    height_nm: float,
+    height_nm: np.ndarray | float,
     geometry: Geometry,
     orders: int,
     workers: int | None = None,
@@ -159,6 +159,7 @@ def solve_until(
     ``end`` None solves them all. Solves are taken to last as long as the longest so far; each is exactly what it is without a limit.
     """
     group = len(patterns) if end is None else max(1, workers or default_workers())
+    heights = np.broadcast_to(np.asarray(height_nm, np.float64), len(patterns))
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     longest, started = 0.0, time.monotonic()
     for first in range(0, len(patterns), group):
@@ -171,7 +172,8 @@ def solve_until(
             if on_done is not None:
                 on_done(before + done, len(patterns))
 
-        parts.append(solve_many(patterns[first : first + group], height_nm, geometry, orders, workers, cancel, counted))
+        part = slice(first, first + group)
+        parts.append(solve_many(patterns[part], heights[part], geometry, orders, workers, cancel, counted))
     return np.concatenate([R for R, _ in parts]), np.concatenate([T for _, T in parts])
 
 
