@@ -15,16 +15,17 @@ from click.testing import Result
 from runtime.data import load as load_data
 
 COMMANDS = ["simulate", "train", "export", "infer", "verify", "evaluate", "doctor", "bench"]
+MORE = ["tolerance", "gds", "plot"]
 
 
 def test_every_command_of_the_contract_is_listed(run: Callable[..., Result], ok: Callable[[Result], Result]) -> None:
     listed = {line.split()[0] for line in ok(run("--help")).stdout.split("Commands:")[1].splitlines() if line.strip()}
-    assert listed == set(COMMANDS)
+    assert listed == {*COMMANDS, *MORE}
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, "tolerance", "gds", "plot light", "plot reverse"])
 def test_help_has_an_example_to_copy(command: str, run: Callable[..., Result], ok: Callable[[Result], Result]) -> None:
-    text = ok(run(command, "--help")).stdout
+    text = ok(run(*command.split(), "--help")).stdout
     examples = re.findall(rf"^ +(?:metascatter|python cli\.py) {command}\b(.*)$", text, re.M)
     assert examples, f"{command} --help has no example"
     known = set(re.findall(r"(?<![\w-])(--?[a-z][a-z-]*)", text.split("Options:")[1]))
