@@ -111,6 +111,7 @@ def infer(
     time_limit = search.pop("time_limit")
     if search["fixed"] is not None:
         search["fixed"] = read_fixed(search["fixed"])
+    search["limits"] = making.limits
     with load(bundle, **engine) as sampler:
         # Every target is read and checked before the first one costs any time.
         freedom = Freedom.of(sampler.bundle, **search)

@@ -21,6 +21,9 @@ from .geometry import Geometry
 if TYPE_CHECKING:
     from .design import Design
 
+# Misrouted power that a search takes a violation for: dearer than most single flips gain, so that it leaves those that it can.
+FINE = 0.02
+
 
 @dataclasses.dataclass(frozen=True)
 class Fabrication:
@@ -98,6 +101,13 @@ def violations(pattern: Any, geometry: Geometry, limits: Limits) -> int:
     if max(brush) > 1:
         found += sum(int((phase & ~_opened(phase, brush)).sum()) for phase in (solid, ~solid))
     return found
+
+
+def fines(patterns: np.ndarray, geometry: Geometry, limits: Limits | None) -> np.ndarray:
+    """What a search adds to the misrouted power of patterns (N, n, n), (N,) float64: ``FINE`` a violation, 0 without limits."""
+    if limits is None:
+        return np.zeros(len(patterns))
+    return FINE * np.array([violations(pattern, geometry, limits) for pattern in patterns], np.float64)
 
 
 def table(designs: Sequence[Design]) -> str:

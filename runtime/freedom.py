@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .errors import DataError, TargetError
+from .fabrication import Limits
 from .target import Target
 
 if TYPE_CHECKING:
@@ -24,14 +25,16 @@ class Freedom(NamedTuple):
 
     ``budget``: RCWA solves in all, of which those left over from ranking refine; None does not refine. ``fixed``: (n, n) int8 of -1 (free),
     0 and 1 (held), None holds nothing. ``heights``: lowest and highest in nm where the height is free, None keeps the target's.
+    ``limits``: of what can be made; what breaks them is fined in ranking and refining (``fabrication.fines``).
     """
 
     budget: int | None = None
     fixed: np.ndarray | None = None
     heights: tuple[float, float] | None = None
+    limits: Limits | None = None
 
     @classmethod
-    def of(cls, bundle: Bundle, refine: bool, budget: int, fixed: Any, height: Any) -> Freedom:
+    def of(cls, bundle: Bundle, refine: bool, budget: int, fixed: Any, height: Any, limits: Limits | None = None) -> Freedom:
         """Checked against a bundle; the arguments are those of ``Sampler.design``.
 
         Raises:
@@ -41,7 +44,8 @@ class Freedom(NamedTuple):
         if budget < 1:
             raise DataError(f"the budget is {budget} solves; it must be at least 1")
         mask = None if fixed is None else _mask(fixed, int(bundle.manifest["pattern_size"]))
-        return cls(budget if refine else None, mask, None if height is None else _range(height, bundle.condition.height_range_nm))
+        heights = None if height is None else _range(height, bundle.condition.height_range_nm)
+        return cls(budget if refine else None, mask, heights, limits)
 
     def targets(self, target: Target) -> list[Target]:
         """The target at each height that candidates are sampled for."""

@@ -81,7 +81,7 @@ making = _gathered(
     "made",
     click.option("--tolerance", is_flag=True, help="Solve what the designs do where the lab is a little off: 12 solves each."),
     click.option("--robust", is_flag=True, help="Rank the solved designs by the worst of these."),
-    click.option("--fabricable", is_flag=True, help="Rank designs that keep the limits first, among those solved."),
+    click.option("--fabricable", is_flag=True, help="Refine towards the limits, and rank designs that keep them first."),
     click.option("--min-width-nm", type=click.FloatRange(0, min_open=True), help="Limit: least width of pillars and gaps."),
     click.option("--no-corners", is_flag=True, help="Limit: no pixels that touch at a corner."),
 )

@@ -21,6 +21,7 @@ import numpy as np
 
 from .design import Design
 from .errors import Cancelled, DataError
+from .fabrication import Limits, fines
 from .score import misrouted_power
 from .target import Target
 
@@ -53,6 +54,7 @@ def refine(
     stop: Callable[[], bool] | None = None,
     on_solve: Callable[[int, int], None] | None = None,
     workers: int | None = None,
+    limits: Limits | None = None,
 ) -> list[Design]:
     """Better designs than ``starts``, found with at most ``budget`` more solves.
 
@@ -67,6 +69,7 @@ def refine(
         stop: True ends the work with ``Cancelled``, within the time of one solve.
         on_solve: (solved, budget) after every solve.
         workers: threads of the solver; they change nothing in the result.
+        limits: of what can be made; designs are then weighed by misrouted power and ``fabrication.fines`` together.
 
     Returns:
         The starts and all that was solved, best first; the first is never worse than the best start. What was refined keeps the candidate's
@@ -78,7 +81,7 @@ def refine(
     """
     if not starts or any(design.score is None for design in starts):
         raise DataError("there is nothing to refine; give at least one design that was solved")
-    search = _Search(starts, target, surrogate, budget, fixed, heights, end, stop, on_solve, workers)
+    search = _Search(starts, target, surrogate, budget, fixed, heights, end, stop, on_solve, workers, limits)
     if surrogate is not None:
         search.by_surrogate()
     else:
@@ -105,14 +108,15 @@ class _Search:
         stop: Callable[[], bool] | None,
         on_solve: Callable[[int, int], None] | None,
         workers: int | None,
+        limits: Limits | None,
     ) -> None:
         from .physics.rcwa import Solver
 
-        self.designs = sorted(starts, key=_worth)
+        self.limits, self.geometry = limits, starts[0].geometry
+        self.designs = sorted(starts, key=self._worth)
         self.target, self.surrogate, self.heights = target, surrogate, heights
         self.budget, self.spent, self.slowest = budget, 0, 0.0
         self.end, self.stop, self.on_solve, self.workers = end, stop, on_solve, workers
-        self.geometry = starts[0].geometry
         self.solver = Solver(self.geometry, target.orders)
         shape = starts[0].pattern.shape
         self.free = np.argwhere(np.full(shape, True) if fixed is None else np.asarray(fixed) < 0)
@@ -165,8 +169,13 @@ class _Search:
                 "refined": True,
             }
             self.designs.append(dataclasses.replace(origin, **changes, verified=True))
-        self.designs.sort(key=_worth)
+        self.designs.sort(key=self._worth)
         return self.designs[0] is not best
+
+    def _worth(self, design: Design) -> tuple[float, bool, int]:
+        """Best first; of equals what was sampled before what was refined."""
+        assert design.score is not None
+        return design.score + float(fines(design.pattern[None], self.geometry, self.limits)[0]), design.refined, design.candidate
 
     # --- By the surrogate -------------------------------------------------------------------------------------------
 
@@ -183,7 +192,7 @@ class _Search:
         """The best design, those walked from already weighing more."""
         keys = _keys([_cell(design) for design in self.designs])
         weighed = [
-            (float(design.score or 0) + _WEARINESS * self.walks.get(key, 0), place)
+            (self._worth(design)[0] + _WEARINESS * self.walks.get(key, 0), place)
             for place, (design, key) in enumerate(zip(self.designs, keys, strict=True))
         ]
         place = min(weighed)[1]
@@ -205,6 +214,7 @@ class _Search:
             neighbours = list(self._neighbours(here))
             R, T = self._predict(neighbours)
             scores = np.asarray(misrouted_power(R + correction[0], T + correction[1], self.target))
+            scores = scores + fines(np.stack([cell.pattern for cell in neighbours]), self.geometry, self.limits)
             keys = _keys(neighbours)
             for key, score, cell in zip(keys, scores.tolist(), neighbours, strict=True):
                 if key not in self.known and key not in seen:
@@ -311,9 +321,3 @@ def _keys(cells: Sequence[_Cell]) -> list[_Key]:
 
 def _cell(design: Design) -> _Cell:
     return _Cell(design.pattern, design.height_nm)
-
-
-def _worth(design: Design) -> tuple[float, bool, int]:
-    """Best first; of equals what was sampled before what was refined."""
-    assert design.score is not None
-    return design.score, design.refined, design.candidate

@@ -16,6 +16,7 @@ from . import backends, pairs, search, selftest
 from .bundle import Bundle
 from .design import Design
 from .errors import BackendError, BundleError, Cancelled, TargetError
+from .fabrication import Limits
 from .freedom import Freedom
 from .loop import Guidance, denoise
 from .schedulers import Plan, plan
@@ -326,6 +327,7 @@ class Sampler:
         budget: int = 32,
         fixed: Any = None,
         height: Any = None,
+        limits: Limits | None = None,
     ) -> list[Design]:
         """Sample n candidates, drop those equal up to a cyclic shift, solve those that the surrogate ranks best, and return the best.
 
@@ -348,6 +350,7 @@ class Sampler:
             fixed: (N, N) of -1 (free), 0 (gap) and 1 (pillar): pixels that every design has to hold.
             height: ``"free"``, or (lowest, highest) in nm: the target's own height is not looked at, candidates are sampled at
                 ``freedom.HEIGHTS`` heights from lowest to highest, and ``refine`` searches between. None keeps the target's.
+            limits: of what can be made (:class:`.fabrication.Limits`): ranking and refining fine what breaks them.
 
         Raises:
             TargetError: the bundle cannot be asked for this target, or for such heights.
@@ -355,7 +358,7 @@ class Sampler:
             Cancelled: ``cancel`` was set.
         """
         end = None if deadline_s is None else time.monotonic() + deadline_s
-        freedom = Freedom.of(self.bundle, refine, budget, fixed, height)
+        freedom = Freedom.of(self.bundle, refine, budget, fixed, height, limits)
         settings = {
             "steps": steps,
             "scheduler": scheduler,

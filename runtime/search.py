@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .design import Design
+from .fabrication import fines
 from .freedom import Freedom, impose
 from .pairs import scored
 from .refine import refine
@@ -101,7 +102,7 @@ def best_designs(
             if not solve(found, distinct + left) or late or (budget is not None and solved >= max(1, budget // 2)):
                 break
         else:
-            expected = promises(patterns, part, surrogate).tolist()
+            expected = (promises(patterns, part, surrogate) + fines(patterns, geometry, freedom.limits)).tolist()
             waiting += [_Candidate(*entry, part.height_nm) for entry in zip(expected, indices, patterns, strict=True)]
             waiting.sort()
             del waiting[most:]
@@ -126,7 +127,7 @@ def best_designs(
                 on_solve(spent + done, budget)
 
         left = budget - solved
-        best = refine(best, target, surrogate, left, freedom.fixed, freedom.heights, end, stop, refined, workers)
+        best = refine(best, target, surrogate, left, freedom.fixed, freedom.heights, end, stop, refined, workers, freedom.limits)
     # What the target asks at other wavelengths is solved for the designs kept, and ranks nothing.
     best = best[:top]
     if budget is not None:

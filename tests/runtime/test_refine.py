@@ -13,6 +13,7 @@ import pytest
 
 from runtime.design import Design, read, save
 from runtime.errors import Cancelled, DataError, TargetError
+from runtime.fabrication import Limits, fines, violations
 from runtime.freedom import Freedom, impose, read_fixed
 from runtime.geometry import Geometry
 from runtime.physics.rcwa import Solver
@@ -129,6 +130,20 @@ def test_fixed_pixels_are_held(judge: int | None, target: Target, start: Design)
     assert nothing == [start], "with every pixel held there is nothing to search"
 
 
+def test_limits_lead_to_patterns_that_keep_them() -> None:
+    limits = Limits(corners=False)
+    best = np.array([[1, 0, 1, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]], np.uint8)
+    target = target_of(best)
+    assert violations(best, CELL, limits) >= 8, "the best cell of all touches at many corners"
+    first = solved(flipped(best, (1, 1)), target)
+    free, held = refine([first], target, Judge(), 12), refine([first], target, Judge(), 12, limits=limits)
+    assert np.array_equal(canonical(free[0].pattern[None]), canonical(best[None]))
+    weight = [(design.score or 0) + fines(design.pattern[None], CELL, limits)[0] for design in held]
+    assert weight == sorted(weight)
+    assert violations(held[0].pattern, CELL, limits) < violations(best, CELL, limits)
+    assert weight[0] < fines(best[None], CELL, limits)[0]
+
+
 def test_any_number_of_workers_gives_the_same_designs(target: Target, start: Design) -> None:
     one, three = (refine([start], target, Judge(2), budget=8, workers=workers) for workers in (1, 3))
     assert [design.score for design in one] == [design.score for design in three]
@@ -206,8 +221,8 @@ def test_masks_in_files(tmp_path: Path) -> None:
 
 def test_limits_are_checked_against_the_bundle(sampler: Any) -> None:
     low, high = sampler.bundle.condition.height_range_nm
-    assert Freedom.of(sampler.bundle, True, 7, None, "free") == (7, None, (low, high))
-    assert Freedom.of(sampler.bundle, False, 7, None, None) == (None, None, None)
+    assert Freedom.of(sampler.bundle, True, 7, None, "free") == (7, None, (low, high), None)
+    assert Freedom.of(sampler.bundle, False, 7, None, None) == (None, None, None, None)
     for height, words in (((0.0, high), "outside the"), ((high, low), "the lowest has to come first"), ("tall", "may be 'free'")):
         with pytest.raises(TargetError, match=words):
             Freedom.of(sampler.bundle, True, 7, None, height)
