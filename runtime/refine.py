@@ -29,6 +29,7 @@ Surrogate = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 GRADIENT = 2  # solves that a gradient counts as; it takes 1.4 to 2.3 solves' time
 WALK = 24  # flips of a walk on the surrogate
 ROUND = 4  # neighbours solved after each walk
+REACHED = 0.001  # misrouted power at which there is nothing left to gain: the solver's own error is tens of times as large
 _HEIGHT_STEPS = (-25.0, -8.0, -3.0, 3.0, 8.0, 25.0)  # nm, tried beside the flips where the height is free
 _COARSEST, _FINEST = 16.0, 0.5  # nm: steps by which the gradient settles the height
 _POLISH = 8  # solves kept back for that
@@ -71,6 +72,8 @@ def refine(
         workers: threads of the solver; they change nothing in the result.
         limits: of what can be made; designs are then weighed by misrouted power and ``fabrication.fines`` together.
 
+    Ends early where a design reaches ``REACHED``.
+
     Returns:
         The starts and all that was solved, best first; the first is never worse than the best start. What was refined keeps the candidate's
         number and says ``refined``.
@@ -88,7 +91,7 @@ def refine(
         if heights is not None:
             search.settle_height(budget // 2)
         search.by_gradient()
-    if heights is not None:
+    if heights is not None and not search.reached():
         search.settle_height(budget)
     return search.designs
 
@@ -129,7 +132,11 @@ class _Search:
 
     def left(self) -> int:
         """Solves that may still be spent on flips."""
-        return 0 if self._late() else self.budget - self.reserve - self.spent
+        return 0 if self._late() or self.reached() else self.budget - self.reserve - self.spent
+
+    def reached(self) -> bool:
+        """Whether the best design is as good as the solver can tell."""
+        return self._worth(self.designs[0])[0] <= REACHED
 
     def _late(self, solves: int = 1) -> bool:
         """Whether so many solves more would not be done in time. Raises Cancelled when told to stop."""

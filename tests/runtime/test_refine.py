@@ -144,6 +144,15 @@ def test_limits_lead_to_patterns_that_keep_them() -> None:
     assert weight[0] < fines(best[None], CELL, limits)[0]
 
 
+def test_a_target_that_is_reached_costs_nothing(target: Target) -> None:
+    there = solved(TRUTH, target)
+    assert refine([there], target, Judge(), 12) == [there]
+    wide = Target.from_dict({"height_nm": HEIGHT, "orders": {"T(0,0)": {"max": 0.9}}}).resized(ORDERS)
+    met = solved(START, wide)
+    assert met.score == 0.0
+    assert refine([met], wide, None, 12, heights=(200.0, 300.0)) == [met]
+
+
 def test_any_number_of_workers_gives_the_same_designs(target: Target, start: Design) -> None:
     one, three = (refine([start], target, Judge(2), budget=8, workers=workers) for workers in (1, 3))
     assert [design.score for design in one] == [design.score for design in three]
