@@ -36,7 +36,7 @@ ALLOWED = {
     "export": {"export", "train", "runtime"},
 }
 # The command line is the one part of the runtime that may need click to be imported.
-COMMANDS = {f"runtime/{name}.py" for name in ("commands", "making_commands", "plot_commands", "console", "options")}
+COMMANDS = {f"runtime/{name}.py" for name in ("commands", "design_commands", "making_commands", "plot_commands", "console", "options")}
 
 
 def python(code: str) -> str:

@@ -1,0 +1,168 @@
+"""The commands ``infer`` and ``verify``: from targets to designs, and designs solved again."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import making_commands, options
+from .console import Bars, check_writable, status
+from .errors import DataError
+
+
+@click.command()
+@click.argument("targets", nargs=-1, required=True, metavar="TARGET...", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    "directory",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder for the designs; several targets get one folder each.",
+)
+@options.bundle
+@click.option("--top", type=click.IntRange(1), default=4, show_default=True, help="Designs kept per target.")
+@options.candidates
+@options.sampling
+@options.engine
+@options.seed
+@click.option(
+    "--verify/--no-verify",
+    default=True,
+    show_default=True,
+    help="Solve Maxwell's equations for the most promising candidates and rank by it.",
+)
+@options.refinement
+@click.option(
+    "--convention",
+    type=click.Choice(["lab", "metascatter"]),
+    help="Index convention of .mat, .npz and .csv targets; default: the file's own, else the lab's for .mat.",
+)
+@click.option(
+    "--mat-convention", type=click.Choice(["lab", "metascatter"]), default="lab", show_default=True, help="Index convention of designs.mat."
+)
+@options.making
+@options.workers
+@options.as_json
+def infer(
+    targets: tuple[Path, ...],
+    directory: Path,
+    bundle: Path | None,
+    top: int,
+    n: int,
+    settings: dict[str, Any],
+    engine: dict[str, Any],
+    seed: int,
+    verify: bool,
+    search: dict[str, Any],
+    convention: str | None,
+    mat_convention: str,
+    made: dict[str, Any],
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    """Design metasurfaces for each TARGET and write them to a folder.
+
+    A TARGET is a file (.json, .toml, .mat, .npz or .csv) or a preset: deflector, splitter-2x2, equal-3x3, mirror or zero-order-suppressor,
+    with its parameters behind it where the defaults do not suit.
+
+    \b
+    metascatter infer deflector.json --out designs
+    metascatter infer deflector:height_nm=250:order=1,1:efficiency=0.05 --out designs
+    metascatter infer a.mat b.mat --out designs -n 256 --top 8 --seed 1
+    metascatter infer deflector.json --out designs --height free:200:400 --budget 100
+    metascatter infer deflector.json --out designs --no-verify --json
+    metascatter infer deflector.json --out designs --robust --fabricable --no-corners
+    """
+    from . import design, report
+    from .freedom import Freedom, read_fixed
+    from .presets import name_of
+    from .sampler import load
+    from .target import Target
+
+    making = making_commands.read_making(made, verify)
+    stems = [os.path.normcase(name_of(path)) for path in targets]
+    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
+    if twice is not None:
+        raise DataError(f"two targets are called '{twice}' and would share one folder; rename one")
+    check_writable(directory)
+    time_limit = search.pop("time_limit")
+    if search["fixed"] is not None:
+        search["fixed"] = read_fixed(search["fixed"])
+    search["limits"] = making.limits
+    with load(bundle, **engine) as sampler:
+        # Every target is read and checked before the first one costs any time.
+        freedom = Freedom.of(sampler.bundle, **search)
+        wanted = [sampler.check(freedom.targets(Target.load(path, convention, sampler.bundle.channels))[0]) for path in targets]
+        results = []
+        for target in wanted:
+            folder = directory / target.name if len(wanted) > 1 else directory
+            start = time.monotonic()
+            with Bars(f"{target.name}: ") as bars:
+                designs = sampler.design(
+                    target,
+                    n=n,
+                    top=making.pool(top),
+                    seed=seed,
+                    **settings,
+                    **search,
+                    deadline_s=time_limit,
+                    verify=verify,
+                    workers=workers,
+                    on_step=bars.step,
+                    on_solve=bars.solve,
+                )
+                designs = making.arrange(designs, target, top, workers, on_done=bars.vary)
+            seconds = time.monotonic() - start
+            saved = design.save(designs, target, folder, mat_convention, making.ranking)
+            results.append(
+                {
+                    "target": target.name,
+                    "height_nm": target.height_nm if search["height"] is None else None,
+                    "directory": str(folder),
+                    "ranked_by": making.ranking,
+                    "seconds": round(seconds, 2),
+                    "files": [str(path) for path in saved.paths],
+                    "missing": {str(file): extra for file, extra in saved.missing},
+                    "designs": [report.to_dict(d, target, rank) for rank, d in enumerate(designs, 1)],
+                }
+            )
+            for file, extra in saved.missing:
+                status(f"{file} was not written: install metascatter[{extra}] to have it")
+            if not as_json:
+                click.echo(f"{report.table(designs, target)}\n\n{making.text(designs)}\n")
+                click.echo(f"{n} candidates in {seconds:.1f} s by {sampler.choice}")
+                click.echo(report.files(saved.paths))
+    if as_json:
+        click.echo(json.dumps(results if len(results) > 1 else results[0], indent=2))
+
+
+@click.command()
+@click.argument("designs_path", metavar="DESIGNS.npz", type=click.Path(path_type=Path))
+@click.option("--target", "target_path", required=True, type=click.Path(path_type=Path), help="What the designs were made for.")
+@click.option("--convention", type=click.Choice(["lab", "metascatter"]), help="Index convention of a .mat, .npz or .csv target.")
+@options.workers
+@options.as_json
+def verify(designs_path: Path, target_path: Path, convention: str | None, workers: int | None, as_json: bool) -> None:
+    """Solve Maxwell's equations again for designs and score them against a target.
+
+    \b
+    metascatter verify designs/designs.npz --target deflector.json
+    """
+    from . import design, report
+    from .physics import verify as physics
+    from .target import Target
+
+    target = Target.load(target_path, convention)
+    with Bars() as bars:
+        designs = physics.verify(design.read(designs_path), target, workers=workers, on_done=bars.solve)
+    if as_json:
+        click.echo(
+            json.dumps({"target": target.name, "designs": [report.to_dict(d, target, rank) for rank, d in enumerate(designs, 1)]}, indent=2)
+        )
+    else:
+        click.echo(report.table(designs, target))
