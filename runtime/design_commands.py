@@ -128,7 +128,7 @@ def infer(
                     "seconds": round(seconds, 2),
                     "files": [str(path) for path in saved.paths],
                     "missing": {str(file): extra for file, extra in saved.missing},
-                    "designs": [report.to_dict(d, target, rank) for rank, d in enumerate(designs, 1)],
+                    "designs": report.entries(designs, target),
                 }
             )
             for file, extra in saved.missing:
@@ -142,9 +142,7 @@ def infer(
 
 
 @click.command()
-@click.argument("designs_path", metavar="DESIGNS.npz", type=click.Path(path_type=Path))
-@click.option("--target", "target_path", required=True, type=click.Path(path_type=Path), help="What the designs were made for.")
-@click.option("--convention", type=click.Choice(["lab", "metascatter"]), help="Index convention of a .mat, .npz or .csv target.")
+@options.saved_designs
 @options.workers
 @options.as_json
 def verify(designs_path: Path, target_path: Path, convention: str | None, workers: int | None, as_json: bool) -> None:
@@ -161,8 +159,6 @@ def verify(designs_path: Path, target_path: Path, convention: str | None, worker
     with Bars() as bars:
         designs = physics.verify(design.read(designs_path), target, workers=workers, on_done=bars.solve)
     if as_json:
-        click.echo(
-            json.dumps({"target": target.name, "designs": [report.to_dict(d, target, rank) for rank, d in enumerate(designs, 1)]}, indent=2)
-        )
+        click.echo(json.dumps({"target": target.name, "designs": report.entries(designs, target)}, indent=2))
     else:
         click.echo(report.table(designs, target))

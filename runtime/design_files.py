@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .data import reorder_lab
-from .report import channel_words, to_dict
+from .report import channel_words, entries
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _write_json(path: Path, content: Content) -> None:
         "order_axes": "order (m, n) has the transverse wavevector (+2 pi m / period_x, +2 pi n / period_y) added to the incident one",
         "geometry": designs[0].geometry.to_dict(),
         **channel_words(designs, target),
-        "designs": [to_dict(design, target, rank) for rank, design in enumerate(designs, start=1)],
+        "designs": entries(designs, target),
     }
     path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 

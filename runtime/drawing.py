@@ -5,13 +5,15 @@ Drawn with matplotlib's figures alone: no pyplot, no display, no global state, f
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .errors import BackendError
 from .geometry import Geometry, propagating
 
 if TYPE_CHECKING:
@@ -24,6 +26,15 @@ COLOURS, GAMMA = "viridis", 0.4
 WRITTEN = 7  # maps up to this many orders across have their efficiencies written in, in per cent
 NOT_ASKED, HATCH, INK, FAINT, PILLAR, ACCENT = "#e9e9e9", "#b5b5b5", "#222222", "#707070", "#33475b", "#d55e00"
 FONT = "DejaVu Sans"
+
+
+@contextlib.contextmanager
+def matplotlib_needed(what: str = "a picture") -> Iterator[None]:
+    """Imports of matplotlib inside the block that fail become a BackendError that names the extra to install."""
+    try:
+        yield
+    except ImportError as error:
+        raise BackendError(f"{what} needs matplotlib, which cannot be imported ({error}); pip install 'metascatter[lab]'") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +73,8 @@ def panels(design: Design, target: Target) -> list[Panel]:
         ("T", "transmitted", transmitted, target.T, target.mask_T, design.T),
         ("R", "reflected", reflected, target.R, target.mask_R, design.R),
     ):
-        m, n = (_span(np.any(light, axis=axis)) for axis in (1, 0))
-        box = slice(m[0], m[1]), slice(n[0], n[1])
-        first = m[0] - target.orders, n[0] - target.orders
+        box = box_of(light)
+        first = box[0].start - target.orders, box[1].start - target.orders
         light, asked = light[box], mask[box] & light[box]
         whole = bool((asked == light).all())
         frames = np.zeros_like(asked) if whole else asked
@@ -93,10 +103,11 @@ def panels(design: Design, target: Target) -> list[Panel]:
     return made
 
 
-def _span(line: np.ndarray) -> tuple[int, int]:
-    """First and one past the last true index of (k,); the middle alone where there is none."""
-    found = np.flatnonzero(line)
-    return (int(found[0]), int(found[-1]) + 1) if found.size else (len(line) // 2, len(line) // 2 + 1)
+def box_of(light: np.ndarray) -> tuple[slice, slice]:
+    """The smallest box of a map (2M+1, 2M+1) that holds all that is True; the middle alone where nothing is."""
+    found = [np.flatnonzero(light.any(axis=axis)) for axis in (1, 0)]
+    m, n = (slice(int(line[0]), int(line[-1]) + 1) if line.size else slice(len(light) // 2, len(light) // 2 + 1) for line in found)
+    return m, n
 
 
 def _resized(values: np.ndarray, orders: int) -> np.ndarray:

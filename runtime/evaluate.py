@@ -27,7 +27,7 @@ from .errors import DataError
 from .evaluate_measures import ORACLES, RANDOM, RANDOM_NAME
 from .evaluate_picture import picture
 from .evaluate_table import compared, table, wins
-from .score import lab_scores, pixels_apart
+from .score import lab_scores, misrouted_power, pixels_apart
 from .search import promises, unique
 from .target import Target
 
@@ -153,13 +153,15 @@ def evaluate(
         picked = np.arange(n) if shortlist is None else shortlist(patterns, target)
         solved = np.arange(n) if whole else picked
         scores = np.full(n, np.inf)
-        scores[solved] = work.solve(patterns[solved], target)
+        R, T = work.scatter(patterns[solved], target)
+        scores[solved] = misrouted_power(R, T, target)
         winner = picked[scores[picked].argmin()]
         best.append(patterns[winner])
         solves += len(picked)
         columns["ranked"].append(float(scores[winner]))
         if i < refine_limit:
-            columns["refined"].append(stages.refined(work, patterns[picked], target, surrogate))
+            rows = picked if whole else slice(None)
+            columns["refined"].append(stages.refined(work, patterns[picked], R[rows], T[rows], target, surrogate))
         if not whole:
             continue
         for name, k in oracles.items():

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .drawing import ACCENT, COLOURS, DPI, FAINT, FONT, INK, style
-from .errors import BackendError, DataError
+from .drawing import ACCENT, COLOURS, DPI, FAINT, FONT, INK, matplotlib_needed, style
+from .errors import DataError
 from .evaluate_measures import ORACLES, RANDOM, RANDOM_NAME
 from .files import atomic_file
 
@@ -53,10 +53,8 @@ def check(path: str | os.PathLike[str]) -> None:
         raise DataError(f"the picture {path} has the suffix '{path.suffix}'; expected one of {', '.join(FORMATS)}")
     if path.is_dir():
         raise DataError(f"the picture {path} is a folder; name a file")
-    try:
+    with matplotlib_needed():
         import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise BackendError(f"a picture needs matplotlib, which cannot be imported ({error}); pip install 'metascatter[lab]'") from None
 
 
 def draw(result: Mapping[str, Any]) -> Any:

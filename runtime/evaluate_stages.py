@@ -73,23 +73,23 @@ class Work:
 
     def solve(self, patterns: np.ndarray, target: Target, name: str = "solving") -> np.ndarray:
         """Misrouted power (K,) of patterns (K, N, N), solved at the target's height."""
+        return np.asarray(misrouted_power(*self.scatter(patterns, target, name), target))
+
+    def scatter(self, patterns: np.ndarray, target: Target, name: str = "solving") -> tuple[np.ndarray, np.ndarray]:
+        """R and T (K, 2M+1, 2M+1) of patterns (K, N, N), solved at the target's height."""
         from .physics.verify import solve_many
 
         with self.clock(name):
-            found = solve_many(patterns, target.height_nm, self.data.geometry, target.orders, self.workers, self.stop)
-        return np.asarray(misrouted_power(*found, target))
+            return solve_many(patterns, target.height_nm, self.data.geometry, target.orders, self.workers, self.stop)
 
 
-def refined(work: Work, picked: np.ndarray, target: Target, surrogate: Any) -> float:
-    """Misrouted power of the best design refined from picked patterns (K, N, N), with ``BUDGET`` solves in all."""
-    from .physics.verify import solve_many
-
-    picked = picked[: BUDGET // 2]
+def refined(work: Work, picked: np.ndarray, R: np.ndarray, T: np.ndarray, target: Target, surrogate: Any) -> float:
+    """Misrouted power of the best design refined from picked patterns (K, N, N), whose R and T (K, 2M+1, 2M+1) are solved, with
+    ``BUDGET`` solves in all, theirs among them."""
     with work.clock("refined"):
-        maps = solve_many(picked, target.height_nm, work.data.geometry, target.orders, work.workers, work.stop)
         starts = [
-            Design(pattern, target.height_nm, R, T, float(misrouted_power(R, T, target)), True, work.seed, k, work.data.geometry)
-            for k, (pattern, R, T) in enumerate(zip(picked, *maps, strict=True))
+            Design(pattern, target.height_nm, r, t, float(misrouted_power(r, t, target)), True, work.seed, k, work.data.geometry)
+            for k, (pattern, r, t) in enumerate(zip(picked[: BUDGET // 2], R, T, strict=False))
         ]
         best = refine(starts, target, surrogate, BUDGET - len(starts), stop=work.stop, workers=work.workers)[0]
     assert best.score is not None

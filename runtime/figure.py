@@ -14,8 +14,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .drawing import ACCENT, FAINT, FONT, GAMMA, INK, PILLAR, arrangement, bar_ticks, draw_map, draw_pattern, heading, key, panels, style
-from .errors import BackendError
+from .drawing import (
+    ACCENT,
+    FAINT,
+    FONT,
+    GAMMA,
+    INK,
+    PILLAR,
+    arrangement,
+    bar_ticks,
+    draw_map,
+    draw_pattern,
+    heading,
+    key,
+    matplotlib_needed,
+    panels,
+    style,
+)
 from .files import atomic_file
 
 if TYPE_CHECKING:
@@ -69,12 +84,10 @@ def write(figure: Any, path: str | os.PathLike[str]) -> None:
 
 def draw(design: Design, target: Target) -> Any:
     """The matplotlib Figure of :func:`design_figure`."""
-    try:
+    with matplotlib_needed("a figure"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.colors import PowerNorm
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise BackendError(f"a figure needs matplotlib, which cannot be imported ({error}); pip install 'metascatter[lab]'") from None
     maps = panels(design, target)
     top = max((float(np.nanmax(panel.values)) for panel in maps if np.isfinite(panel.values).any()), default=0.0) or 1e-3
     norm = PowerNorm(GAMMA, vmin=0.0, vmax=top)

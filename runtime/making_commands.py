@@ -39,9 +39,7 @@ def read_making(values: dict[str, Any], verify: bool) -> Making:
 
 
 @click.command()
-@click.argument("designs_path", metavar="DESIGNS.npz", type=click.Path(path_type=Path))
-@click.option("--target", "target_path", required=True, type=click.Path(path_type=Path), help="What the designs were made for.")
-@click.option("--convention", type=click.Choice(["lab", "metascatter"]), help="Index convention of a .mat target.")
+@options.saved_designs
 @options.workers
 @options.as_json
 def tolerance(designs_path: Path, target_path: Path, convention: str | None, workers: int | None, as_json: bool) -> None:
@@ -54,16 +52,15 @@ def tolerance(designs_path: Path, target_path: Path, convention: str | None, wor
     """
     from . import design, fabrication, report
     from . import tolerance as room
-    from .target import Target
+    from .target import Target, check_geometry
 
     target = Target.load(target_path, convention)
     designs = design.read(designs_path)
-    _check_target(target, designs[0])
+    check_geometry(target, designs[0].geometry, "designs'", "give the target they were made for")
     with Bars() as bars:
         designs = room.tolerances(designs, target, workers=workers, on_done=bars.solve)
     if as_json:
-        entries = [report.to_dict(one, target, rank) for rank, one in enumerate(designs, 1)]
-        click.echo(json.dumps({"target": target.name, "designs": entries}, indent=2))
+        click.echo(json.dumps({"target": target.name, "designs": report.entries(designs, target)}, indent=2))
     else:
         click.echo(f"{fabrication.table(designs)}\n\n{room.table(designs)}")
 
@@ -131,12 +128,3 @@ def gds(
             f"DESIGN_{number}: {repeat[0]} x {repeat[1]} cells, {x:g} x {y:g} µm, layer {layer}/{datatype}, label '{gds_label(one)}'"
         )
     click.echo(f"  {'OASIS' if out.suffix.lower() == '.oas' else 'GDSII':<8}{out}")
-
-
-def _check_target(target: Any, one: Any) -> None:
-    """Refuse a target of another geometry than the design's. Raises TargetError."""
-    from .errors import TargetError
-
-    difference = target.geometry.difference(one.geometry) if target.geometry is not None else None
-    if difference:
-        raise TargetError(f"{target.name}: the target's geometry is not the designs': {difference}; give the target they were made for")

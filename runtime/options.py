@@ -19,6 +19,17 @@ seed = click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show
 candidates = click.option("-n", "n", type=click.IntRange(1), default=64, show_default=True, help="Candidates sampled per target.")
 
 
+def saved_designs(command: Any) -> Any:
+    """A file of designs and the target they were made for: ``designs_path``, ``target_path``, ``convention``."""
+    for decorate in (
+        click.option("--convention", type=click.Choice(["lab", "metascatter"]), help="Index convention of a .mat, .npz or .csv target."),
+        click.option("--target", "target_path", required=True, type=click.Path(path_type=Path), help="What the designs were made for."),
+        click.argument("designs_path", metavar="DESIGNS.npz", type=click.Path(path_type=Path)),
+    ):
+        command = decorate(command)
+    return command
+
+
 def _gathered(name: str, *decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Options whose values reach the command as one dict called ``name``."""
 

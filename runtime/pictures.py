@@ -8,8 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .drawing import ACCENT, DPI, FAINT, FONT, GAMMA, INK, arrangement, bar_ticks, draw_map, draw_pattern, heading, key, panels, style
-from .errors import BackendError, DataError
+from .drawing import (
+    ACCENT,
+    DPI,
+    FAINT,
+    FONT,
+    GAMMA,
+    INK,
+    arrangement,
+    bar_ticks,
+    draw_map,
+    draw_pattern,
+    heading,
+    key,
+    matplotlib_needed,
+    panels,
+    style,
+)
+from .errors import DataError
 from .files import atomic_file
 
 if TYPE_CHECKING:
@@ -42,12 +58,10 @@ def design_picture(designs: Sequence[Design], target: Target, path: str | os.Pat
 
 def draw(designs: Sequence[Design], target: Target) -> Any:
     """The matplotlib Figure of :func:`design_picture`; five axes and a colour bar a row, in reading order."""
-    try:
+    with matplotlib_needed():
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.colors import PowerNorm
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise BackendError(f"a picture needs matplotlib, which cannot be imported ({error}); pip install 'metascatter[lab]'") from None
     shown = list(designs)[:ROWS]
     rows = [panels(design, target) for design in shown]
     highest = max((float(np.nanmax(p.values)) for row in rows for p in row if np.isfinite(p.values).any()), default=0.0)

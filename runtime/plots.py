@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .data import DataSet
-from .errors import BackendError
+from .drawing import COLOURS, FAINT, INK, PILLAR, box_of, matplotlib_needed
 from .files import atomic_file
 from .geometry import Geometry, propagating
 from .loop import denoise
@@ -18,8 +18,7 @@ from .sampler import Sampler
 from .target import Target
 
 _DARKEST = 1e-4  # efficiency at the dark end of the colour scale
-_LIGHT, _PILLAR, _INK, _FAINT = "viridis", "#33475b", "#222222", "#707070"
-COLUMNS = 9  # moments of the reverse process shown
+MOMENTS = 9  # moments of the reverse process shown
 
 
 class Field(NamedTuple):
@@ -43,10 +42,7 @@ class Row:
 def lit(maps: np.ndarray, geometry: Geometry, side: int) -> np.ndarray:
     """An order map cut to the box of orders that can carry power; NaN where one cannot. ``side`` 0 is reflection, 1 transmission."""
     light = propagating(geometry, maps.shape[-1] // 2)[side]
-    if not light.any():
-        return np.full((1, 1), np.nan)
-    m, n = (np.flatnonzero(light.any(axis=axis)) for axis in (1, 0))
-    box = slice(m[0], m[-1] + 1), slice(n[0], n[-1] + 1)
+    box = box_of(light)
     return np.where(light[box], maps[box], np.nan)
 
 
@@ -58,11 +54,9 @@ def sample_grid(path: Path, title: str, columns: Sequence[str], rows: Sequence[R
         BackendError: matplotlib is not installed.
         DataError: a place that cannot be written.
     """
-    try:
+    with matplotlib_needed():
         from matplotlib.colors import ListedColormap, LogNorm
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise BackendError(f"a picture needs matplotlib, which cannot be imported ({error}); pip install 'metascatter[lab]'") from None
 
     wide, high, across, down = 1.0, 1.0, 1.12, 1.3
     figure = Figure(figsize=(1.15 * len(columns) * across + 1.9, 1.15 * len(rows) * down + 0.75), facecolor="white")
@@ -71,7 +65,7 @@ def sample_grid(path: Path, title: str, columns: Sequence[str], rows: Sequence[R
     image = None
     for r, row in enumerate(rows):
         bottom = -r * down - high
-        axes.text(-0.1, bottom + high / 2, row.label, ha="right", va="center", size=8, color=_INK)
+        axes.text(-0.1, bottom + high / 2, row.label, ha="right", va="center", size=8, color=INK)
         for c, (cell, note) in enumerate(zip(row.cells, row.notes, strict=True)):
             extent = (c * across, c * across + wide, bottom, bottom + high)
             # An image's rows are its second coordinate.
@@ -80,21 +74,21 @@ def sample_grid(path: Path, title: str, columns: Sequence[str], rows: Sequence[R
                 axes.imshow(shown, cmap="Greys", vmin=-1.5, vmax=1.5, origin="lower", interpolation="nearest", extent=extent)
             elif cell.dtype.kind == "f":
                 shown = np.ma.masked_invalid(cell.T).clip(_DARKEST, 1.0)
-                image = axes.imshow(shown, cmap=_LIGHT, norm=scale, origin="lower", interpolation="nearest", extent=extent)
+                image = axes.imshow(shown, cmap=COLOURS, norm=scale, origin="lower", interpolation="nearest", extent=extent)
             else:
-                colours = ListedColormap(["white", _PILLAR])
+                colours = ListedColormap(["white", PILLAR])
                 axes.imshow(cell.T, cmap=colours, vmin=0, vmax=1, origin="lower", interpolation="nearest", extent=extent)
             axes.plot(
                 [extent[0], extent[1], extent[1], extent[0], extent[0]],
                 [extent[2], extent[2], extent[3], extent[3], extent[2]],
-                color=_FAINT,
+                color=FAINT,
                 linewidth=0.5,
             )
-            axes.text(c * across + wide / 2, bottom - 0.04, note, ha="center", va="top", size=7, color=_FAINT)
+            axes.text(c * across + wide / 2, bottom - 0.04, note, ha="center", va="top", size=7, color=FAINT)
     for c, name in enumerate(columns):
-        axes.text(c * across + wide / 2, 0.08, name, ha="center", va="bottom", size=8.5, color=_INK)
+        axes.text(c * across + wide / 2, 0.08, name, ha="center", va="bottom", size=8.5, color=INK)
     right = len(columns) * across
-    axes.text(-0.95, 0.42, title, ha="left", va="bottom", size=10, weight="bold", color=_INK)
+    axes.text(-0.95, 0.42, title, ha="left", va="bottom", size=10, weight="bold", color=INK)
     axes.set(xlim=(-1.0, right + 0.75), ylim=(-len(rows) * down - 0.05, 0.75), aspect="equal")
     axes.axis("off")
     if image is not None:
@@ -104,7 +98,7 @@ def sample_grid(path: Path, title: str, columns: Sequence[str], rows: Sequence[R
                 (right + 0.05, -down * min(len(rows), 3) + 0.3, 0.12, down * min(len(rows), 3) - 0.3), transform=axes.transData
             ),
         )
-        bar.set_label("efficiency", size=8, color=_INK)
+        bar.set_label("efficiency", size=8, color=INK)
         bar.ax.tick_params(labelsize=7)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=110)
@@ -143,8 +137,7 @@ def reverse_process(sampler: Sampler, target: Target, path: Path, n: int = 3, se
     """
     table = sampler.plan(settings.get("steps"), settings.get("scheduler"), settings.get("eta"))
     guidance = sampler.guidance(settings.get("guidance_scale"), settings.get("guidance_interval"))
-    condition = sampler.condition(target)
-    free = sampler.encode(sampler.bundle.condition.unconditional(condition)) if guidance.scale != 1 else None
+    told, free = sampler.told(sampler.condition(target), guidance)
     before: list[np.ndarray] = []
     estimates: list[np.ndarray] = []
     moving: list[np.ndarray] = []
@@ -158,8 +151,8 @@ def reverse_process(sampler: Sampler, target: Target, path: Path, n: int = 3, se
 
     shape = tuple(sampler.bundle.manifest["sample_shape"])
     network = sampler.networks["denoiser"]
-    done = sampler.patterns(denoise(network, table, shape, sampler.encode(condition), free, guidance, seed, range(n), watched))
-    shown = np.unique(np.linspace(0, table.num_steps - 1, min(COLUMNS, table.num_steps)).round().astype(int)).tolist()
+    done = sampler.patterns(denoise(network, table, shape, told, free, guidance, seed, range(n), watched))
+    shown = np.unique(np.linspace(0, table.num_steps - 1, min(MOMENTS, table.num_steps)).round().astype(int)).tolist()
     # Methods in sigma let the sample grow with the noise; in the picture its spread is that of a pattern.
     spread = [max(1.0, float(before[k].std())) for k in shown]
     names = [f"t = {table.timesteps[k]:g}" for k in shown]
@@ -168,17 +161,10 @@ def reverse_process(sampler: Sampler, target: Target, path: Path, n: int = 3, se
         rows.append(
             Row(
                 f"{i + 1}   sample",
-                [*(Field(cut(sampler, before[k][i]) / s) for k, s in zip(shown, spread, strict=True)), done[i]],
+                [*(Field(sampler.window(before[k])[i] / s) for k, s in zip(shown, spread, strict=True)), done[i]],
                 [""] * (len(shown) + 1),
             )
         )
-        rows.append(Row("estimate", [*(Field(cut(sampler, estimates[k][i])) for k in shown), done[i]], [""] * (len(shown) + 1)))
+        rows.append(Row("estimate", [*(Field(sampler.window(estimates[k])[i]) for k in shown), done[i]], [""] * (len(shown) + 1)))
     words = f"{table.num_steps} steps" + ("" if free is None else f", guidance {guidance.scale:g}")
     sample_grid(path, f"Reverse process for {target.name}, {target.height_nm:g} nm ({words})", [*names, "pattern"], rows)
-
-
-def cut(sampler: Sampler, sample: np.ndarray) -> np.ndarray:
-    """The part (N, N) of a sample (channels, height, width) that is the pattern."""
-    size = sampler.bundle.manifest["pattern_size"]
-    row, column = sampler.bundle.manifest["window"]
-    return sample[0, row : row + size, column : column + size]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .fabrication import measure
+from .fabrication import aligned, measure
 from .pairs import Pair, asked, known, unverified
 from .target_ranges import words
 
@@ -27,6 +27,11 @@ _KINDS = {
     "designs.npz": "NumPy",
     "designs.json": "JSON",
 }
+
+
+def entries(designs: Sequence[Design], target: Target) -> list[dict[str, Any]]:
+    """:func:`to_dict` of designs, best first, ranked from 1."""
+    return [to_dict(design, target, rank) for rank, design in enumerate(designs, 1)]
 
 
 def to_dict(design: Design, target: Target, rank: int) -> dict[str, Any]:
@@ -126,8 +131,7 @@ def table(designs: Sequence[Design], target: Target) -> str:
                 *(_share({"R": design.R, "T": design.T}[side], m, n) for side, m, n in strongest),
             ]
         )
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]]
+    lines = [aligned([head, *rows])]
     if doubt:
         lines.append("+- is the misrouted power between the maps as solved and with two more harmonics: the solver's own uncertainty.")
     if others and any(design.verified for design in designs):

@@ -20,7 +20,7 @@ from .fabrication import Limits
 from .freedom import Freedom
 from .loop import Guidance, denoise
 from .schedulers import Plan, plan
-from .target import Target, check_height, check_orders
+from .target import Target, check_geometry, check_height, check_orders
 
 # A network keeps about this many times its inputs and outputs alive (measured on the spectral network and the seed's UNet);
 # half of the free memory is left to everybody else.
@@ -195,10 +195,7 @@ class Sampler:
         Raises:
             TargetError: another geometry, a height outside the training range, orders that carry no light, a channel it does not know.
         """
-        if target.geometry is not None:
-            difference = target.geometry.difference(self.bundle.geometry)
-            if difference:
-                raise TargetError(f"{target.name}: the target's geometry is not the bundle's: {difference}; use a bundle trained for it")
+        check_geometry(target, self.bundle.geometry, "bundle's", "use a bundle trained for it")
         check_height(target, self.bundle.condition.height_range_nm)
         check_orders(target, self.bundle.geometry)
         pairs.check(target, self.bundle.channels, self.bundle.geometries)
@@ -212,6 +209,11 @@ class Sampler:
         """What the denoiser sees of a condition: the encoder runs once per target."""
         encoder = self.networks.get("encoder")
         return dict(condition) if encoder is None else encoder(condition)
+
+    def told(self, condition: Mapping[str, np.ndarray], guidance: Guidance) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
+        """What the denoiser sees of a condition and, where guidance needs it, of one that asks for nothing."""
+        free = self.encode(self.bundle.condition.unconditional(condition)) if guidance.scale != 1 else None
+        return self.encode(condition), free
 
     def sample(self, condition: Mapping[str, np.ndarray], n: int, **settings: Any) -> np.ndarray:
         """n samples for one condition, (n, *sample_shape) float32: all of :meth:`stream`, with its settings and errors."""
@@ -268,8 +270,7 @@ class Sampler:
         clean, level = start or (None, 1.0)
         if clean is not None:
             table = table.since(level * self.scheduler_config.get("num_train_timesteps", 1000))
-        arrays = self.encode(condition)
-        free = self.encode(self.bundle.condition.unconditional(condition)) if guidance.scale != 1 else None
+        arrays, free = self.told(condition, guidance)
         total = table.num_steps * -(-n // size)
         for batch, first in enumerate(range(0, n, size)):
             candidates = range(first, min(first + size, n))
@@ -285,9 +286,13 @@ class Sampler:
 
     def patterns(self, samples: np.ndarray) -> np.ndarray:
         """Binary patterns (n, N, N) uint8 of samples (n, *sample_shape): a pillar where the sample is above 0."""
+        return (self.window(samples) > 0).astype(np.uint8)
+
+    def window(self, samples: np.ndarray) -> np.ndarray:
+        """The part (n, N, N) of samples (n, *sample_shape) that is the pattern: a view."""
         size = self.bundle.manifest["pattern_size"]
         row, column = self.bundle.manifest["window"]
-        return (samples[:, 0, row : row + size, column : column + size] > 0).astype(np.uint8)
+        return samples[:, 0, row : row + size, column : column + size]
 
     def propose(self, target: Target, n: int = 64, **settings: Any) -> np.ndarray:
         """n candidate patterns (n, N, N) uint8 for a target, in candidate order; settings as for :meth:`stream`."""
@@ -298,10 +303,8 @@ class Sampler:
 
         This tests the network, not its designs: the answer is in the start. ``level`` and the settings are those of :meth:`stream`.
         """
-        size = self.bundle.manifest["pattern_size"]
-        row, column = self.bundle.manifest["window"]
         sample = np.zeros(tuple(self.bundle.manifest["sample_shape"]), np.float32)
-        sample[0, row : row + size, column : column + size] = 2.0 * pattern - 1.0
+        self.window(sample[None])[0] = 2.0 * pattern - 1.0
         return self.patterns(self.sample(self.condition(target), n, start=(sample, level), **settings))
 
     def design(

@@ -193,6 +193,17 @@ class Target:
         return sorted(asked, key=lambda order: (-self.wanted(*order), order[1] ** 2 + order[2] ** 2))[:count]
 
 
+def check_geometry(target: Target, geometry: Geometry, whose: str, remedy: str) -> None:
+    """Refuse a target that was made for another geometry; one that names none fits any.
+
+    Raises:
+        TargetError: naming whose geometry it is not, the difference and the remedy.
+    """
+    difference = None if target.geometry is None else target.geometry.difference(geometry)
+    if difference:
+        raise TargetError(f"{target.name}: the target's geometry is not the {whose}: {difference}; {remedy}")
+
+
 def check_height(target: Target, range_nm: tuple[float, float]) -> None:
     """Refuse a height outside the range (low, high) in nm that a network was trained on.
 

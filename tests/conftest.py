@@ -39,6 +39,22 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_surrogate():
+    """The surrogate's recipe with a network of a few thousand parameters, quick to learn something."""
+    from train.recipes import RECIPES
+
+    return dataclasses.replace(
+        RECIPES["surrogate"],
+        network_arguments={"channels": 16, "components": 8, "hidden": 16, "blocks": 1, "tokens": 8, "embedding": 16},
+        batch_size=32,
+        precision="fp32",
+        validation_fraction=0.2,
+        warmup_steps=2,
+        ema_decay=0.9,
+    )
+
+
+@pytest.fixture(scope="session")
 def small_recipe():
     """The default recipe with a network of a few thousand parameters."""
     from train.recipes import RECIPES

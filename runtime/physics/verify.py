@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import Cancelled, DataError, TargetError
+from ..errors import Cancelled, DataError
 from ..geometry import Geometry
 from .rcwa import Solver
 
@@ -201,14 +201,11 @@ def verify(
     """
     from ..pairs import known, scored
     from ..score import misrouted_power
+    from ..target import check_geometry
 
     groups: dict[tuple[Geometry, int, tuple[int, ...]], list[int]] = {}
     for i, design in enumerate(designs):
-        difference = target.geometry.difference(design.geometry) if target.geometry is not None else None
-        if difference:
-            raise TargetError(
-                f"{target.name}: the target's geometry is not the design's: {difference}; verify against the target it was made for"
-            )
+        check_geometry(target, design.geometry, "design's", "verify against the target it was made for")
         orders = target.orders if design.R is None else len(design.R) // 2
         groups.setdefault((design.geometry, orders, design.pattern.shape), []).append(i)
     done: dict[int, Design] = {}

@@ -71,7 +71,7 @@ def test_the_strip_begins_with_the_seeds_noise_and_ends_with_the_designs_pattern
         assert np.corrcoef(first.values.ravel(), noise.ravel())[0, 1] == pytest.approx(1, abs=1e-6)
         assert np.array_equal(last.values > 0, pattern)
         assert np.array_equal(np.asarray(sample.cells[-1]), pattern)
-        assert len(sample.cells) == len(estimate.cells) == (5 if settings else plots.COLUMNS + 1)
+        assert len(sample.cells) == len(estimate.cells) == (5 if settings else plots.MOMENTS + 1)
 
 
 def test_pictures_are_written_whole(small_bundle: Path, small_data: Path, target: Path, tmp_path: Path) -> None:

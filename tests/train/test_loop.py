@@ -14,7 +14,7 @@ from runtime.errors import DataError
 from train import checkpoint
 from train.batches import split
 from train.loop import learning_rate, train
-from train.recipes import RECIPES
+from train.recipes import RECIPES, Recipe
 from train.run import fitted
 
 
@@ -90,19 +90,9 @@ def test_damaged_checkpoint_is_named(small_data, small_recipe, tmp_path):
         train(small_data, tmp_path / "run", dataclasses.replace(small_recipe, epochs=3), progress=False, pictures_every=0, resume=True)
 
 
-def test_the_surrogate_learns_in_the_same_loop(small_data: Path, tmp_path: Path) -> None:
+def test_the_surrogate_learns_in_the_same_loop(small_data: Path, small_surrogate: Recipe, tmp_path: Path) -> None:
     """Its loss is the misrouted power; a kill changes nothing; it beats what knows the mean alone."""
-    recipe = dataclasses.replace(
-        RECIPES["surrogate"],
-        network_arguments={"channels": 16, "components": 8, "hidden": 16, "blocks": 1, "tokens": 8, "embedding": 16},
-        epochs=12,
-        batch_size=32,
-        lr=3e-3,
-        precision="fp32",
-        validation_fraction=0.2,
-        warmup_steps=2,
-        ema_decay=0.9,
-    )
+    recipe = dataclasses.replace(small_surrogate, epochs=12, lr=3e-3)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     last = train(small_data, whole, recipe, progress=False, pictures_every=0)
     train(small_data, broken, recipe, progress=False, pictures_every=0, stop_after=7)

@@ -23,23 +23,11 @@ from train.objective import objective
 from train.processes import to_device
 from train.recipes import RECIPES, Recipe
 
-SURROGATE = {"channels": 16, "components": 8, "hidden": 16, "blocks": 1, "tokens": 8, "embedding": 16}
-
 
 @pytest.fixture(scope="module")
-def first(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def first(small_data: Path, small_surrogate: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A surrogate trained long enough to have something to forget: on heights and light it predicts clearly."""
-    recipe = dataclasses.replace(
-        RECIPES["surrogate"],
-        network_arguments=SURROGATE,
-        epochs=25,
-        batch_size=32,
-        lr=1e-2,
-        precision="fp32",
-        validation_fraction=0.2,
-        warmup_steps=2,
-        ema_decay=0.9,
-    )
+    recipe = dataclasses.replace(small_surrogate, epochs=25, lr=1e-2)
     run = tmp_path_factory.mktemp("first") / "run"
     train(small_data, run, recipe, progress=False, pictures_every=0)
     return run

@@ -21,7 +21,7 @@ from runtime.plots import Row, lit
 from train import checkpoint, loop, networks, samples
 from train.log import duration, speed
 from train.loop import train
-from train.recipes import RECIPES, Recipe
+from train.recipes import Recipe
 
 
 def pictures(run: Path) -> list[str]:
@@ -51,17 +51,12 @@ def test_epochs_that_get_a_picture(epochs: int, every: int, expected: list[int])
     assert [epoch for epoch in range(1, epochs + 1) if loop._pictured(float(epoch), epochs, every)] == expected
 
 
-def test_the_surrogates_picture_is_of_order_maps(small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_surrogates_picture_is_of_order_maps(
+    small_data: Path, small_surrogate: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn: list[tuple[list[str], list[Row]]] = []
     monkeypatch.setattr(samples, "sample_grid", lambda path, title, columns, rows: drawn.append((list(columns), list(rows))))
-    recipe = dataclasses.replace(
-        RECIPES["surrogate"],
-        network_arguments={"channels": 16, "components": 8, "hidden": 16, "blocks": 1, "tokens": 8, "embedding": 16},
-        epochs=1,
-        batch_size=64,
-        validation_fraction=0.2,
-        precision="fp32",
-    )
+    recipe = dataclasses.replace(small_surrogate, epochs=1)
     train(small_data, tmp_path / "run", recipe, progress=False)
     (columns, rows), data = drawn[0], load(small_data)
     assert columns == ["pattern", "true R", "predicted R", "true T", "predicted T"]
