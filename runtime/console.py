@@ -7,11 +7,14 @@ import os
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .errors import BundleError, DataError, GeometryError, MetascatterError, TargetError
+
+if TYPE_CHECKING:
+    from .design import Design
 
 WRONG_INPUT = (TargetError, DataError, GeometryError, BundleError)
 
@@ -76,6 +79,10 @@ class Bars:
     def solve(self, done: int, total: int) -> None:
         """A candidate is solved."""
         self._move("solving", "cell", done, total)
+
+    def best(self, design: Design) -> None:
+        """The best design so far is another: its misrouted power stands at the end of the solving bar."""
+        self.bars["solving"].set_postfix_str(f"best {design.score:.3f}")
 
     def vary(self, done: int, total: int) -> None:
         """A variation of a design is solved."""

@@ -115,6 +115,7 @@ def infer(
                     workers=workers,
                     on_step=bars.step,
                     on_solve=bars.solve,
+                    on_best=bars.best,
                 )
                 designs = making.arrange(designs, target, top, workers, on_done=bars.vary)
             seconds = time.monotonic() - start

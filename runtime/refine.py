@@ -27,7 +27,7 @@ from .target import Target
 
 Surrogate = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 GRADIENT = 2  # solves that a gradient counts as; it takes 1.4 to 2.3 solves' time
-WALK = 24  # flips of a walk on the surrogate
+WALK = 8  # flips of a walk on the surrogate; 24 found no more at three times the cost
 ROUND = 4  # neighbours solved after each walk
 REACHED = 0.001  # misrouted power at which there is nothing left to gain: the solver's own error is tens of times as large
 _HEIGHT_STEPS = (-25.0, -8.0, -3.0, 3.0, 8.0, 25.0)  # nm, tried beside the flips where the height is free
@@ -56,6 +56,7 @@ def refine(
     on_solve: Callable[[int, int], None] | None = None,
     workers: int | None = None,
     limits: Limits | None = None,
+    on_best: Callable[[Design], None] | None = None,
 ) -> list[Design]:
     """Better designs than ``starts``, found with at most ``budget`` more solves.
 
@@ -71,6 +72,7 @@ def refine(
         on_solve: (solved, budget) after every solve.
         workers: threads of the solver; they change nothing in the result.
         limits: of what can be made; designs are then weighed by misrouted power and ``fabrication.fines`` together.
+        on_best: called with every design that is better than all before.
 
     Ends early where a design reaches ``REACHED``.
 
@@ -84,7 +86,7 @@ def refine(
     """
     if not starts or any(design.score is None for design in starts):
         raise DataError("there is nothing to refine; give at least one design that was solved")
-    search = _Search(starts, target, surrogate, budget, fixed, heights, end, stop, on_solve, workers, limits)
+    search = _Search(starts, target, surrogate, budget, fixed, heights, end, stop, on_solve, workers, limits, on_best)
     if surrogate is not None:
         search.by_surrogate()
     else:
@@ -112,6 +114,7 @@ class _Search:
         on_solve: Callable[[int, int], None] | None,
         workers: int | None,
         limits: Limits | None,
+        on_best: Callable[[Design], None] | None,
     ) -> None:
         from .physics.rcwa import Solver
 
@@ -119,7 +122,7 @@ class _Search:
         self.designs = sorted(starts, key=self._worth)
         self.target, self.surrogate, self.heights = target, surrogate, heights
         self.budget, self.spent, self.slowest = budget, 0, 0.0
-        self.end, self.stop, self.on_solve, self.workers = end, stop, on_solve, workers
+        self.end, self.stop, self.on_solve, self.on_best, self.workers = end, stop, on_solve, on_best, workers
         self.solver = Solver(self.geometry, target.orders)
         shape = starts[0].pattern.shape
         self.free = np.argwhere(np.full(shape, True) if fixed is None else np.asarray(fixed) < 0)
@@ -177,7 +180,10 @@ class _Search:
             }
             self.designs.append(dataclasses.replace(origin, **changes, verified=True))
         self.designs.sort(key=self._worth)
-        return self.designs[0] is not best
+        better = self.designs[0] is not best
+        if better and self.on_best is not None:
+            self.on_best(self.designs[0])
+        return better
 
     def _worth(self, design: Design) -> tuple[float, bool, int]:
         """Best first; of equals what was sampled before what was refined."""

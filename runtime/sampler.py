@@ -331,6 +331,7 @@ class Sampler:
         fixed: Any = None,
         height: Any = None,
         limits: Limits | None = None,
+        on_best: Callable[[Design], None] | None = None,
     ) -> list[Design]:
         """Sample n candidates, drop those equal up to a cyclic shift, solve those that the surrogate ranks best, and return the best.
 
@@ -354,6 +355,7 @@ class Sampler:
             height: ``"free"``, or (lowest, highest) in nm: the target's own height is not looked at, candidates are sampled at
                 ``freedom.HEIGHTS`` heights from lowest to highest, and ``refine`` searches between. None keeps the target's.
             limits: of what can be made (:class:`.fabrication.Limits`): ranking and refining fine what breaks them.
+            on_best: called with every solved design that is better than all before.
 
         Raises:
             TargetError: the bundle cannot be asked for this target, or for such heights.
@@ -372,7 +374,8 @@ class Sampler:
         }
         stop = cancel.is_set if cancel is not None else None
         target = freedom.targets(target)[0]
-        return search.best_designs(self, self.check(target), n, top, seed, settings, end, stop, verify, workers, on_step, on_solve, freedom)
+        known = self.check(target)
+        return search.best_designs(self, known, n, top, seed, settings, end, stop, verify, workers, on_step, on_solve, freedom, on_best)
 
 
 def _free_memory() -> int:

@@ -39,6 +39,7 @@ def best_designs(
     on_step: OnStep | None = None,
     on_solve: Callable[[int, int], None] | None = None,
     freedom: Freedom | None = None,
+    on_best: Callable[[Design], None] | None = None,
 ) -> list[Design]:
     """Sample n candidates batch by batch, solve those worth it, refine them, and keep the best ``top``; see ``Sampler.design``.
 
@@ -72,6 +73,7 @@ def best_designs(
         heights = np.array([candidate.height_nm for candidate in chosen])
         R, T = solve_until(end, patterns, heights, geometry, target.orders, workers, stop, counted)
         solved += len(R)
+        before = best[0] if best else None
         best.extend(
             # One by one: a sum over several rows at once may round otherwise, and company must not change a score.
             Design(
@@ -80,6 +82,8 @@ def best_designs(
             for candidate, r, t in zip(chosen, R, T, strict=False)
         )
         best.sort(key=lambda design: (design.score, design.candidate))
+        if on_best is not None and best[0] is not before:
+            on_best(best[0])
         if surrogate is None:
             del best[max(top, SOLVED) :]
         return len(R) == len(chosen)
@@ -127,7 +131,7 @@ def best_designs(
                 on_solve(spent + done, budget)
 
         left = budget - solved
-        best = refine(best, target, surrogate, left, freedom.fixed, freedom.heights, end, stop, refined, workers, freedom.limits)
+        best = refine(best, target, surrogate, left, freedom.fixed, freedom.heights, end, stop, refined, workers, freedom.limits, on_best)
     # What the target asks at other wavelengths is solved for the designs kept, and ranks nothing.
     best = best[:top]
     if budget is not None:

@@ -250,9 +250,21 @@ def test_a_sampler_refines_within_its_budget(sampler: Any, data: Any, nth_target
     fixed[1, 1:3] = 1, 0
     solves: list[int] = []
     settings = {**quick, "n": 6, "top": 3, "fixed": fixed, "height": (200.0, 300.0)}
+    bests: list[float] = []
     plain, refined = (
-        sampler.design(wish, refine=refine, budget=10, on_solve=lambda done, _: solves.append(done), **settings) for refine in (False, True)
+        sampler.design(
+            wish,
+            refine=refine,
+            budget=10,
+            on_solve=lambda done, _: solves.append(done),
+            on_best=lambda design: bests.append(design.score),
+            **settings,
+        )
+        for refine in (False, True)
     )
+    improving = bests[bests.index(plain[0].score) + 1 :]  # the first run tells its own best, and ends there
+    assert improving == sorted(set(improving), reverse=True)
+    assert improving[-1] == refined[0].score
     assert refined[0].score <= plain[0].score
     assert max(solves) <= 10
     assert all(design.pattern[1, 1:3].tolist() == [1, 0] and 200 <= design.height_nm <= 300 for design in plain + refined)
