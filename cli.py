@@ -21,14 +21,19 @@ from runtime.errors import BackendError
 
 @group.command()
 @click.option(
-    "--data", "data_path", required=True, type=click.Path(), help=".npz, folder of .npz shards, or folder of the lab's .mat files."
+    "--data",
+    "data_path",
+    type=click.Path(),
+    help=".npz, folder of .npz shards, or folder of the lab's .mat files; for images and points see the README. Else the recipe's own.",
 )
 @click.option("--out", "run", required=True, type=click.Path(path_type=Path), help="Folder for checkpoints, metrics and pictures.")
 @click.option(
     "--recipe",
     metavar="NAME|FILE",
-    help="default, lab2023, consistency, surrogate, or a .toml or .json file; else that of the run --resume or --init names.",
+    help="default, lab2023, consistency, surrogate, swiss-roll, digits, or a .toml or .json file; else that of the run --resume or --init "
+    "names.",
 )
+@click.option("--quick", is_flag=True, help="The recipe's small settings: minutes on a CPU.")
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the training part; overrides the recipe.")
 @click.option("--batch-size", type=click.IntRange(1), help="Samples a step; overrides the recipe.")
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate; overrides the recipe.")
@@ -56,9 +61,10 @@ from runtime.errors import BackendError
     help="Pictures of samples; of epoch 50 and the last as well, 0 for none at all.",
 )
 def train(
-    data_path: str,
+    data_path: str | None,
     run: Path,
     recipe: str | None,
+    quick: bool,
     init: Path | None,
     mix: str | None,
     resume: bool,
@@ -69,7 +75,7 @@ def train(
     sweep: Path | None,
     **overrides: object,
 ) -> None:
-    """Train a denoiser, or the surrogate that ranks what it proposes.
+    """Train a denoiser of metasurfaces, images or points, or the surrogate that ranks metasurfaces.
 
     \b
     python cli.py train --data data.npz --out runs/first
@@ -77,6 +83,7 @@ def train(
     python cli.py train --data data.npz --out runs/first --resume
     python cli.py train --data data.npz --sweep train/sweeps/lab2023.toml --out runs/sweep
     python cli.py train --data measured/ --init runs/first --mix data.npz --lr 1e-4 --epochs 20 --out runs/tuned
+    python cli.py train --recipe digits --quick --out runs/digits
 
     On several GPUs: torchrun --nproc_per_node 4 cli.py train ... Ctrl-C leaves a checkpoint.
     """
@@ -85,6 +92,8 @@ def train(
     if sweep is not None:
         if click.get_current_context().get_parameter_source("recipe") is ParameterSource.COMMANDLINE:
             raise click.UsageError(f"{sweep} names its recipe; leave --recipe out")
+        if data_path is None or quick:
+            raise click.UsageError("a sweep needs --data and has no quick settings")
         with _extra("train"):
             from train.sweep import sweep as run_sweep
             from train.sweep_report import tables
@@ -99,8 +108,10 @@ def train(
         from train.finetune import recipe_for
         from train.loop import train as run_training
 
-        settings = recipe_for(recipe, run if resume else None, init, overrides)
-        last = run_training(data_path, run, settings, **work)
+        settings = recipe_for(recipe, run if resume else None, init, overrides, quick)
+        if data_path is None and not settings.data:
+            raise click.UsageError(f"the recipe {settings.name} has no data of its own; name them with --data")
+        last = run_training(data_path or settings.data, run, settings, **work)
     if int(os.environ.get("RANK", "0")) == 0:  # of several processes one speaks
         click.echo(f"trained: {last}\nloss curve: {run / 'loss.png'}\nnext: python cli.py export {run} --out bundles/{run.name}")
 

@@ -89,8 +89,7 @@ def _norms(network: nn.Module, bundle: Bundle) -> list[str]:
     order: list[str] = []
     norms = [(key, module) for key, module in network.named_modules() if isinstance(module, nn.GroupNorm)]
     hooks = [module.register_forward_hook(lambda *_, key=key: order.append(key)) for key, module in norms]
-    nothing = np.zeros((1, 2 * bundle.condition.orders + 1, 2 * bundle.condition.orders + 1))
-    condition = bundle.condition.arrays(nothing, nothing, np.array([bundle.condition.height_range_nm[0]]))
+    condition = bundle.condition.nothing()
     network(torch.zeros(1, *bundle.manifest["sample_shape"]), torch.zeros(1, dtype=torch.int64), *tensors(condition).values())
     for hook in hooks:
         hook.remove()

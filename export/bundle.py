@@ -14,18 +14,23 @@ import numpy as np
 import torch
 
 from runtime.bundle import FORMAT, digest
+from runtime.condition import Condition
+from runtime.data import DataSet
 from runtime.errors import BundleError, DataError
 from runtime.files import atomic_directory
+from runtime.labels import Labels
 from runtime.loop import Guidance
+from runtime.samples import SampleSet
 from runtime.schedulers import plan
 from runtime.version import __version__
 from train.finetune import read_json
 from train.objective import Denoising
 
-from . import card, parity, precision
+from . import card, parity, precision, yardsticks
 from .fused import fuse
 from .onnx import EXAMPLE_BATCH, Part, parts, surrogate_part, to_onnx
 from .run import Run, fits
+from .yardsticks import Designs, Samples
 
 TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "numpy")
 Say = Callable[[str], None]
@@ -68,6 +73,8 @@ def export(
         fits(ranking, trained)
     results = _evaluation(evaluation) if evaluation is not None else None
     defaults = {"scheduler": recipe.sampling_scheduler, "steps": recipe.sampling_steps, "guidance_scale": 1.0, "eta": 0.0}
+    if recipe.objective == "denoising":
+        defaults["guidance_scale"] = float(recipe.guidance_scale)
     settings = {**defaults, **(sampling or {})}
     config = read_json(run / "scheduler_config.json")
     # What cannot be sampled with is refused now, rather than by every command that opens the bundle.
@@ -75,47 +82,44 @@ def export(
     whole = None if fused is None else plan(config, fused, settings["scheduler"], settings["eta"])
     if not np.isfinite(settings["guidance_scale"]):
         raise BundleError(f"guidance_scale is {settings['guidance_scale']}; it must be a finite number")
-    if condition.layout == "planes" and settings["guidance_scale"] != 1:
+    if settings["guidance_scale"] != 1 and (condition.layout == "planes" or (isinstance(condition, Labels) and not condition.classes)):
         raise BundleError(f"the recipe {recipe.name} was not trained without condition; guidance_scale must be 1")
+    if fused is not None and isinstance(condition, Labels):
+        raise BundleError(f"the recipe {recipe.name} is of images or points; --fused is for metasurfaces, leave it out")
     _replaceable(out)
     say(f"read {trained.newest}")
 
-    size = int(trained.facts["pattern_size"])
-    side = recipe.canvas or size
-    sample_shape = (1, side, side)
-    start = (side - size) // 2
+    shape, size, start = _sizes(trained)
 
     def drawn(half: bool) -> dict[str, Part]:
         """The parts of all networks, an encoder first."""
         network = precision.half(trained.network) if half else trained.network
-        rows = trained.calibration.take(np.arange(EXAMPLE_BATCH) % len(trained.calibration))
-        arrays = condition.arrays(rows.Rm, rows.Tm, rows.h, extra=rows.extra)
-        example = {key: torch.from_numpy(value) for key, value in arrays.items()}
-        made = parts(network, sample_shape, example)
+        example = {key: torch.from_numpy(np.repeat(value, EXAMPLE_BATCH, axis=0)) for key, value in condition.nothing().items()}
+        made = parts(network, shape, example)
         if ranking is not None:
             made |= surrogate_part(precision.half(ranking.network) if half else ranking.network, size)
         return made
 
     reference = drawn(half=False)
     graphs = {"fp32": _exported(reference, "", say)}
-    say("sampling the calibration's test targets with PyTorch")
-    yardstick = parity.Yardstick(
-        reference,
-        condition,
-        trained.calibration,
-        trained.tests,
-        plan(config, min(settings["steps"], parity.STEPS), settings["scheduler"], settings["eta"]),
-        Guidance(float(settings["guidance_scale"])),
-        sample_shape,
-        start,
-        Denoising(recipe.scheduler, recipe.loss).scheduler.alphas_cumprod.numpy(),
-    )
+    say("sampling with PyTorch")
+    table = plan(config, min(settings["steps"], parity.STEPS), settings["scheduler"], settings["eta"])
+    guidance = Guidance(float(settings["guidance_scale"]))
+    alphas = Denoising(recipe.scheduler, recipe.loss).scheduler.alphas_cumprod.numpy()
+    yardstick: Designs | Samples
+    if isinstance(condition, Labels):
+        assert isinstance(trained.calibration, SampleSet)
+        yardstick = Samples(reference, condition, trained.calibration, table, guidance, shape, alphas)
+    else:
+        assert isinstance(trained.calibration, DataSet)
+        assert isinstance(trained.tests, DataSet)
+        yardstick = Designs(reference, condition, trained.calibration, trained.tests, table, guidance, shape, start, alphas)
     if "fp16" in precisions:
         graphs["fp16"] = _exported(drawn(half=True), ".fp16", say)
     if "int8" in precisions:
         graphs["int8"] = _quantized(graphs["fp32"], yardstick, say)
 
-    say(f"comparing with PyTorch on {len(yardstick.targets)} test targets, {parity.CANDIDATES} candidates each")
+    say(f"comparing with PyTorch on {yardstick.words}")
     report, absent = parity.every_engine(graphs, yardstick, say)
     for where, reason in absent.items():
         say(f"  {where}: not measured, {reason}")
@@ -137,13 +141,10 @@ def export(
         golden.update({f"{name}.out.{key}": value[:4] for key, value in found.items()})
     manifest: dict[str, Any] = {
         "format": FORMAT,
-        "task": "metasurface",
+        "task": "samples" if isinstance(condition, Labels) else "metasurface",
         "recipe": recipe.to_dict(),
-        "geometry": trained.facts["geometry"],
         "condition": condition.to_dict(),
-        "pattern_size": size,
-        "sample_shape": list(sample_shape),
-        "window": [start, start],
+        "sample_shape": list(shape),
         "networks": described,
         "max_batch": max_batch,
         "sampling": settings,
@@ -151,17 +152,21 @@ def export(
         "metrics": results,
         "versions": {"metascatter": __version__, **{tool: metadata.version(tool) for tool in TOOLS}},
     }
-    if condition.channels:
-        manifest["channels"] = trained.facts["channels"]
+    if isinstance(condition, Condition):
+        manifest |= {"geometry": trained.facts["geometry"], "pattern_size": size, "window": [start, start]}
+        if condition.channels:
+            manifest["channels"] = trained.facts["channels"]
     if ranking is not None:
         manifest["surrogate"] = {"recipe": ranking.recipe.to_dict(), "training": ranking.history()}
-    if whole is not None:
+    if whole is not None and isinstance(yardstick, Designs):
         say(f"fusing {settings['scheduler']} in {fused} steps into sampler.onnx")
-        files["sampler.onnx"] = fuse(whole, condition, graphs["fp32"], sample_shape=sample_shape, window=(start, start), pattern_size=size)
-        apart = parity.fused(files["sampler.onnx"], whole, yardstick, graphs["fp32"])
-        words = f"{apart['equal']:.0%} of sampler.onnx's samples equal the Python sampler's to {parity.BOUND_FUSED:g}"
+        files["sampler.onnx"] = fuse(
+            whole, yardstick.condition, graphs["fp32"], sample_shape=shape, window=(start, start), pattern_size=size
+        )
+        apart = yardsticks.fused(files["sampler.onnx"], whole, yardstick, graphs["fp32"])
+        words = f"{apart['equal']:.0%} of sampler.onnx's samples equal the Python sampler's to {yardsticks.BOUND_FUSED:g}"
         say(f"  {words}, all of them to {apart['max_abs']:.1e}")
-        if not apart["equal"] >= parity.EQUAL:
+        if not apart["equal"] >= yardsticks.EQUAL:
             raise BundleError(f"only {words}; no bundle was written")
         manifest["fused"] = {**_signature(files["sampler.onnx"], {**settings, "steps": fused}), **apart}
     files["golden.npz"] = _npz(golden)
@@ -179,6 +184,15 @@ def export(
     return out
 
 
+def _sizes(run: Run) -> tuple[tuple[int, ...], int, int]:
+    """The shape of a sample, and of metasurfaces the pattern's size and its first row and column there (0 and 0 of others)."""
+    if isinstance(run.condition, Labels):
+        return tuple(run.facts["sample_shape"]), 0, 0
+    size = int(run.facts["pattern_size"])
+    side = run.recipe.canvas or size
+    return (1, side, side), size, (side - size) // 2
+
+
 def _exported(made: Mapping[str, Part], suffix: str, say: Say) -> dict[str, bytes]:
     graphs = {}
     for name, part in made.items():
@@ -187,7 +201,7 @@ def _exported(made: Mapping[str, Part], suffix: str, say: Say) -> dict[str, byte
     return graphs
 
 
-def _quantized(graphs: Mapping[str, bytes], yardstick: parity.Yardstick, say: Say) -> dict[str, bytes]:
+def _quantized(graphs: Mapping[str, bytes], yardstick: Designs | Samples, say: Say) -> dict[str, bytes]:
     made = dict(graphs)
     for name in graphs:
         if name != "encoder":

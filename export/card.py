@@ -8,6 +8,7 @@ from typing import Any
 from runtime.evaluate import compared, wins
 
 from . import parity
+from .yardsticks import CANDIDATES, EACH
 
 
 def write(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str:
@@ -20,21 +21,39 @@ def write(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     lines = [
         f"# metascatter bundle, recipe `{manifest['recipe']['name']}`",
         "",
-        "A conditional diffusion model that proposes metasurface patterns for a wanted light scattering. Open it with",
-        "`metascatter infer TARGET --bundle THIS_FOLDER --out DIR` or `metascatter.load(THIS_FOLDER)`.",
+        *_purpose(manifest),
     ]
     sections = {
         "What it knows": _scope(manifest),
         "Training": _training(manifest),
         "Results": _results(manifest["metrics"]),
-        "Difference from PyTorch": _parity(report),
+        "Difference from PyTorch": _parity(report, manifest["task"] == "metasurface"),
     }
     for title, body in sections.items():
         lines += ["", f"## {title}", "", *body]
     return "\n".join(lines) + "\n"
 
 
+def _purpose(manifest: Mapping[str, Any]) -> list[str]:
+    if manifest["task"] == "samples":
+        label = "--label CLASS " if manifest["condition"]["classes"] else ""
+        return [
+            "A diffusion model of images or points. Open it with",
+            f"`metascatter infer {label}--bundle THIS_FOLDER --out DIR` or `metascatter.load(THIS_FOLDER)`.",
+        ]
+    return [
+        "A conditional diffusion model that proposes metasurface patterns for a wanted light scattering. Open it with",
+        "`metascatter infer TARGET --bundle THIS_FOLDER --out DIR` or `metascatter.load(THIS_FOLDER)`.",
+    ]
+
+
 def _scope(manifest: Mapping[str, Any]) -> list[str]:
+    if manifest["task"] == "samples":
+        shape, classes = manifest["sample_shape"], manifest["condition"]["classes"]
+        what = (
+            f"Points in {shape[0]} dimensions" if shape[1:] == [1, 1] else f"Images of {shape[1]} x {shape[2]} pixels, channels: {shape[0]}"
+        )
+        return [f"- {what}; " + (f"classes {', '.join(classes)}." if classes else "without classes.")]
     geometry, size = manifest["geometry"], manifest["pattern_size"]
     low, high = manifest["condition"]["height_range_nm"]
     period_x, period_y = geometry["period_nm"]
@@ -80,7 +99,13 @@ def _training(manifest: Mapping[str, Any]) -> list[str]:
         else "- The run ended within its first epoch; no loss was recorded.",
         *_surrogate(manifest.get("surrogate")),
         f"- Parameters: {weights}.",
-        f"- GFLOP a row: {work}. The encoder runs once a target, the denoiser once a step and candidate, the surrogate once a candidate.",
+        f"- GFLOP a row: {work}. "
+        + (
+            "The denoiser runs once a step and sample."
+            if len(networks) == 1
+            else "The encoder runs once a target, the denoiser once a step "
+        )
+        + ("" if len(networks) == 1 else "and candidate, the surrogate once a candidate."),
         f"- Default sampling: {sampling['scheduler']}, {sampling['steps']} steps, eta {sampling['eta']:g}, "
         f"guidance scale {sampling['guidance_scale']:g}.",
     ]
@@ -156,23 +181,25 @@ def _named(name: str, metrics: Mapping[str, Any]) -> str:
     return f"bundle `{metrics['baselines'][name]['name']}`" if name == "bundle" else name.replace("_", " ")
 
 
-def _parity(report: Mapping[str, Any]) -> list[str]:
+def _parity(report: Mapping[str, Any], designs: bool) -> list[str]:
     rows = []
     for precision, engines in report.items():
         for engine, found in engines.items():
             if found is not None:
                 path = found["trajectory"]
-                rows.append(
-                    f"| {precision} | {engine} | {parity.worst(found):.1e} | {path['mean_abs']:.1e} | {path['flipped']:.2%} "
-                    f"| {path['ranked_median']:.4f} ({path['ranked_change']:+.4f}) |"
-                )
+                row = f"| {precision} | {engine} | {parity.worst(found):.1e} | {path['mean_abs']:.1e} |"
+                if designs:
+                    row += f" {path['flipped']:.2%} | {path['ranked_median']:.4f} ({path['ranked_change']:+.4f}) |"
+                rows.append(row)
+    ranked = f"the test samples of the calibration, {CANDIDATES} candidates each. Ranked: median misrouted power of the best one solved"
     return [
-        "| precision | engine | network, largest difference | samples, mean difference | pixels that flip | ranked median (change) |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| precision | engine | network, largest difference | samples, mean difference |"
+        + (" pixels that flip | ranked median (change) |" if designs else ""),
+        "| --- | --- | --- | --- |" + (" --- | --- |" if designs else ""),
         *rows,
         "",
         "PyTorch in fp32 is the reference. Networks: calibration samples at all timesteps, largest absolute difference of any output.",
-        f"Samples: the test samples of the calibration, {parity.CANDIDATES} candidates each. Ranked: median misrouted power of the best",
-        "candidate that was solved. bf16 is an engine's own rounding of the fp32 file. Details in `parity.json`.",
+        f"Samples: {ranked if designs else f'{EACH} of each class, the same noise'}.",
+        "bf16 is an engine's own rounding of the fp32 file. Details in `parity.json`.",
         "Hashes in `manifest.json` prove that the bundle is whole, not where it comes from.",
     ]

@@ -48,6 +48,24 @@ class _Planes(nn.Module):
         return self.network(sample, timestep, planes).float()
 
 
+class _Labelled(nn.Module):
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return self.network(sample, timestep, label).float()
+
+
+class _Alone(nn.Module):
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return self.network(sample, timestep).float()
+
+
 class Part:
     """One ONNX graph to be: a module, named example inputs (batch of 2), the names of its outputs, its count of parameters."""
 
@@ -76,12 +94,13 @@ def parts(network: nn.Module, sample_shape: tuple[int, ...], condition: dict[str
     Args:
         network: a module of ``train.networks``.
         sample_shape: (channels, height, width).
-        condition: example arrays of ``Condition.arrays``, batch of 2.
+        condition: example arrays of ``Condition.arrays`` or ``Labels.arrays``, batch of 2.
     """
     sample = {"sample": torch.zeros(EXAMPLE_BATCH, *sample_shape), "timestep": torch.zeros(EXAMPLE_BATCH, dtype=torch.int64)}
     total = sum(p.numel() for p in network.parameters())
     if not hasattr(network, "encode"):
-        return {"denoiser": Part(_Planes(network), {**sample, **condition}, ("output",), total)}
+        wrapper = {"planes": _Planes, "label": _Labelled}.get(next(iter(condition), ""), _Alone)
+        return {"denoiser": Part(wrapper(network), {**sample, **condition}, ("output",), total)}
     encoding = sum(p.numel() for p in network.get_submodule("encoder").parameters())
     encoder = Part(_Encoder(network), condition, ("context", "embedding"), encoding)
     return {"encoder": encoder, "denoiser": Part(_Denoiser(network), {**sample, **encoder(condition)}, ("output",), total - encoding)}

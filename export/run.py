@@ -11,9 +11,9 @@ import numpy as np
 from torch import nn
 
 from runtime.condition import Condition
-from runtime.data import DataSet, load, open_npz
+from runtime.data import open_npz
 from runtime.errors import DataError
-from train import checkpoint, networks
+from train import checkpoint, networks, tasks
 from train.finetune import read_json, recipe_of
 from train.recipes import Recipe
 
@@ -26,10 +26,10 @@ class Run:
     newest: Path
     facts: dict[str, Any]
     recipe: Recipe
-    condition: Condition
+    condition: tasks.Conditioning
     network: nn.Module
-    calibration: DataSet
-    tests: DataSet
+    calibration: tasks.Data
+    tests: tasks.Data
 
     @classmethod
     def open(cls, path: Path, objective: str) -> Run:
@@ -44,7 +44,7 @@ class Run:
                 ("a denoiser", "name a surrogate's run") if objective == "scattering" else ("a surrogate", "name it with --surrogate")
             )
             raise DataError(f"{path} holds {what} (its recipe's objective is '{recipe.objective}'); {instead}")
-        condition = Condition.from_dict(condition_fields)
+        condition = tasks.conditioning(condition_fields)
         newest = checkpoint.latest(path)
         network = networks.build(recipe.network, recipe.network_arguments)
         try:
@@ -58,8 +58,8 @@ class Run:
                 f"{newest} holds weights that are not finite ('{broken[0]}'); remove that checkpoint to go on from the one before"
             )
         held = path / "calibration.npz"
-        samples, test = load(held, extra=recipe.channels), open_npz(held).get("test")
-        if test is None or test.shape != samples.h.shape or test.all() or not test.any():
+        samples, test = tasks.load(held, dataclasses.replace(recipe, classes=[])), open_npz(held).get("test")
+        if test is None or test.shape != (len(samples),) or test.all() or not test.any():
             raise DataError(f"{held} does not say which of its samples are for testing; train again with --resume to write it anew")
         return cls(
             path, newest, facts, recipe, condition, network.eval(), samples.take(np.flatnonzero(~test)), samples.take(np.flatnonzero(test))
@@ -90,14 +90,17 @@ def fits(surrogate: Run, denoiser: Run) -> None:
     Raises:
         DataError: they were trained for different cells.
     """
+    judging, proposing = surrogate.condition, denoiser.condition
+    if not isinstance(judging, Condition) or not isinstance(proposing, Condition):
+        raise DataError(f"{denoiser.path} samples images or points, which no surrogate ranks; leave --surrogate out")
     for what, mine, theirs in (
         ("geometry", surrogate.facts["geometry"], denoiser.facts["geometry"]),
         ("pattern size", surrogate.facts["pattern_size"], denoiser.facts["pattern_size"]),
-        ("number of orders", surrogate.condition.orders, denoiser.condition.orders),
+        ("number of orders", judging.orders, proposing.orders),
     ):
         if mine != theirs:
             raise DataError(f"the surrogate {surrogate.path} has another {what} than {denoiser.path}; train both on the same data")
-    (low, high), (least, most) = surrogate.condition.height_range_nm, denoiser.condition.height_range_nm
+    (low, high), (least, most) = judging.height_range_nm, proposing.height_range_nm
     if low > least or high < most:
         raise DataError(
             f"the surrogate {surrogate.path} knows heights of {low:g} to {high:g} nm and {denoiser.path} {least:g} to {most:g} nm; "

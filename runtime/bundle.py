@@ -21,6 +21,7 @@ from .channels import label
 from .condition import Condition
 from .errors import BundleError, GeometryError
 from .geometry import Geometry
+from .labels import Labels
 from .manifest import FORMAT, digest, read_manifest
 from .onnx_file import check_self_contained
 from .strict_json import LARGEST_JSON, brief, read_json
@@ -58,14 +59,15 @@ def find(bundle: str | os.PathLike[str] | None) -> Path:
 class Bundle:
     """An opened bundle: the manifest's content (its schema is ``manifest.FIELDS``), and its files through :meth:`read`.
 
-    ``channels`` are the further maps that its network is conditioned on, in the network's order, with the geometry of those of which the
-    training data stated one.
+    ``conditioning`` says what its network sees: a bundle of metasurfaces has a ``condition`` and a ``geometry``, one of images or
+    points has ``labels``, and asking for what a bundle has not is a BundleError. ``channels`` are the further maps that its network is
+    conditioned on, in the network's order, with the geometry of those of which the training data stated one.
     """
 
     path: Path
     manifest: Mapping[str, Any]
-    geometry: Geometry
-    condition: Condition
+    conditioning: Condition | Labels
+    arrangement: Geometry | None = None
     channels: Mapping[str, Geometry | None] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -79,12 +81,40 @@ class Bundle:
         where = path / "manifest.json"
         manifest = read_manifest(_read(where, LARGEST_JSON), str(where))
         try:
+            if manifest["task"] == "samples":
+                return cls(path, manifest, Labels.from_dict(manifest["condition"]))
             geometry, condition = Geometry.from_dict(manifest["geometry"]), Condition.from_dict(manifest["condition"])
             stated = {name: manifest["channels"][name] for name in condition.channels}
             channels = {name: None if fields is None else Geometry.from_dict(fields) for name, fields in stated.items()}
         except (GeometryError, BundleError) as error:
             raise BundleError(f"{where}: {error}") from None
-        return cls(path, manifest, geometry, condition, channels)
+        return cls(path, manifest, condition, geometry, channels)
+
+    @property
+    def designs(self) -> bool:
+        """Whether it is of metasurfaces, rather than of images or points."""
+        return isinstance(self.conditioning, Condition)
+
+    @property
+    def condition(self) -> Condition:
+        """The constants that turn a target into the network's inputs. Raises BundleError where there are no targets."""
+        if isinstance(self.conditioning, Condition):
+            return self.conditioning
+        raise BundleError(f"{self.path} samples images or points, not metasurfaces: it takes no target and --label names a class")
+
+    @property
+    def geometry(self) -> Geometry:
+        """The arrangement of the cells. Raises BundleError where there are none."""
+        if self.arrangement is None:
+            raise BundleError(f"{self.path} samples images or points, not metasurfaces, and has no geometry; name a bundle of metasurfaces")
+        return self.arrangement
+
+    @property
+    def labels(self) -> Labels:
+        """Classes and units of images and points. Raises BundleError for a bundle of metasurfaces."""
+        if isinstance(self.conditioning, Labels):
+            return self.conditioning
+        raise BundleError(f"{self.path} designs metasurfaces: it knows no classes; name a target")
 
     @property
     def geometries(self) -> dict[str, Geometry]:

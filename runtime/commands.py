@@ -114,7 +114,7 @@ def simulate(
 
 
 @group.command()
-@click.option("--data", "data_path", required=True, type=click.Path(path_type=Path), help="Held-out data set.")
+@click.option("--data", "data_path", type=click.Path(path_type=Path), help="Held-out data set; of images and points the data to resemble.")
 @options.bundle
 @click.option("--limit", type=click.IntRange(1), help="Only the first so many targets.")
 @click.option(
@@ -141,7 +141,7 @@ def simulate(
 @options.workers
 @options.as_json
 def evaluate(
-    data_path: Path,
+    data_path: Path | None,
     bundle: Path | None,
     limit: int | None,
     oracle_limit: int,
@@ -164,6 +164,9 @@ def evaluate(
     metascatter evaluate --data test.npz --limit 64
     metascatter evaluate --data test.npz --limit 64 --train-data train.npz --json > evaluation.json
     metascatter evaluate --data test.npz --baseline bundles/other --picture evaluation.png
+    metascatter evaluate --bundle bundles/digits
+
+    Bundles of images and points are compared with real data, by default those they were trained on; -n is then how many are compared.
     """
     from contextlib import nullcontext
 
@@ -179,7 +182,12 @@ def evaluate(
     if picture is not None:
         evaluate_picture.check(picture)
         check_writable(picture.absolute().parent)
-    held_out = data.load(data_path, convention, extra=list(Bundle.open(bundle).channels), optional=True)
+    opened = Bundle.open(bundle)
+    if not opened.designs:
+        return _evaluate_samples(bundle, data_path, n if _given("n") else None, seed, settings, engine, as_json)
+    if data_path is None:
+        raise click.UsageError("Missing option '--data': held-out data, such as 'simulate --count 512 --seed 7' makes.")
+    held_out = data.load(data_path, convention, extra=list(opened.channels), optional=True)
     training = data.load(train_data, convention) if train_data is not None else None
     with load(bundle, **engine) as sampler, load(rival, **engine) if rival is not None else nullcontext() as baseline:
         result = scores.evaluate(
@@ -203,6 +211,29 @@ def evaluate(
     if picture is not None:
         scores.picture(result, picture)
         status(f"{picture} is drawn")
+
+
+def _given(name: str) -> bool:
+    """Whether an option was named, rather than left at its default."""
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def _evaluate_samples(
+    bundle: Path | None, data_path: Path | None, n: int | None, seed: int, settings: dict[str, Any], engine: dict[str, Any], as_json: bool
+) -> None:
+    """``evaluate`` for a bundle of images or points."""
+    from . import evaluate_samples, samples
+    from .console import Bars
+    from .sampler import load
+
+    with load(bundle, **engine) as sampler, Bars() as bars:
+        recipe = sampler.bundle.manifest["recipe"]
+        source = data_path or recipe.get("data")
+        if not source:
+            raise click.UsageError("Missing option '--data': the recipe of this bundle has no data of its own.")
+        real = samples.load(source, int(recipe.get("canvas", 0)))
+        result = evaluate_samples.evaluate(sampler, real, n, seed, bars.step, **settings)
+    click.echo(json.dumps(result, indent=2) if as_json else evaluate_samples.table(result))
 
 
 @group.command()

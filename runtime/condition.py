@@ -152,6 +152,11 @@ class Condition:
             light[:, count + channel] = asked
         return {"light": light, "height": height[:, None]}
 
+    def nothing(self) -> dict[str, np.ndarray]:
+        """Network inputs (batch of 1) that ask every order for no light, at the lowest height."""
+        dark = np.zeros((1, *self.mean_R.shape))
+        return self.arrays(dark, dark, np.array([self.height_range_nm[0]]))
+
     def unconditional(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The same inputs with nothing asked of the light: the null condition of classifier-free guidance; height stays."""
         if self.layout == "planes":

@@ -16,7 +16,7 @@ from .errors import DataError
 
 
 @click.command()
-@click.argument("targets", nargs=-1, required=True, metavar="TARGET...", type=click.Path(path_type=Path))
+@click.argument("targets", nargs=-1, metavar="[TARGET]...", type=click.Path(path_type=Path))
 @click.option(
     "--out",
     "directory",
@@ -25,6 +25,7 @@ from .errors import DataError
     help="Folder for the designs; several targets get one folder each.",
 )
 @options.bundle
+@options.label
 @click.option("--top", type=click.IntRange(1), default=4, show_default=True, help="Designs kept per target.")
 @options.candidates
 @options.sampling
@@ -52,6 +53,7 @@ def infer(
     targets: tuple[Path, ...],
     directory: Path,
     bundle: Path | None,
+    label: str | None,
     top: int,
     n: int,
     settings: dict[str, Any],
@@ -65,7 +67,7 @@ def infer(
     workers: int | None,
     as_json: bool,
 ) -> None:
-    """Design metasurfaces for each TARGET and write them to a folder.
+    """Design metasurfaces for each TARGET, or sample images or points from a bundle of those, and write them to a folder.
 
     A TARGET is a file (.json, .toml, .mat, .npz or .csv) or a preset: deflector, splitter-2x2, equal-3x3, mirror or zero-order-suppressor,
     with its parameters behind it where the defaults do not suit.
@@ -77,6 +79,7 @@ def infer(
     metascatter infer deflector.json --out designs --height free:200:400 --budget 100
     metascatter infer deflector.json --out designs --no-verify --json
     metascatter infer deflector.json --out designs --robust --fabricable --no-corners
+    metascatter infer --bundle bundles/digits --label 3 -n 16 --out threes
     """
     from . import design, report
     from .freedom import Freedom, read_fixed
@@ -84,6 +87,10 @@ def infer(
     from .sampler import load
     from .target import Target
 
+    if not targets:
+        return _samples(directory, bundle, label, n, seed, settings, engine, as_json)
+    if label is not None:
+        raise click.UsageError("--label is for bundles of images, which take no target; leave one of the two out")
     making = making_commands.read_making(made, verify)
     stems = [os.path.normcase(name_of(path)) for path in targets]
     twice = next((stem for stem in stems if stems.count(stem) > 1), None)
@@ -140,6 +147,35 @@ def infer(
                 click.echo(report.files(saved.paths))
     if as_json:
         click.echo(json.dumps(results if len(results) > 1 else results[0], indent=2))
+
+
+def _samples(
+    directory: Path,
+    bundle: Path | None,
+    label: str | None,
+    n: int,
+    seed: int,
+    settings: dict[str, Any],
+    engine: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """``infer`` without targets: images or points."""
+    from . import generate
+    from .bundle import Bundle
+    from .sampler import load
+
+    if Bundle.open(bundle).designs:
+        raise click.UsageError("Missing argument 'TARGET...': the bundle designs metasurfaces; name what the light should do.")
+    check_writable(directory)
+    started = time.monotonic()
+    with load(bundle, **engine) as sampler, Bars() as bars:
+        samples, places = generate.generate(sampler, label, n, seed, bars.step, **settings)
+        paths = generate.save(sampler, samples, places, seed, directory, settings)
+        click.echo(
+            generate.to_json(sampler, samples, places, paths, time.monotonic() - started)
+            if as_json
+            else "\n".join(str(path) for path in paths)
+        )
 
 
 @click.command()

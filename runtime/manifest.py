@@ -1,7 +1,8 @@
 """The manifest of a bundle: every field the runtime reads, what it may hold, and the one way to read it.
 
-``FIELDS`` is the schema of format 1. A digest proves that a manifest is as it was written, not that what was written makes sense, so
-nothing of it is used before it was held against the schema. Fields that are not listed are left alone: a newer export may add some.
+``FIELDS`` is the schema of format 1 for metasurfaces, ``SAMPLE_FIELDS`` for images and points; the field ``task`` says which it is. A
+digest proves that a manifest is as it was written, not that what was written makes sense, so nothing of it is used before it was held
+against the schema. Fields that are not listed are left alone: a newer export may add some.
 ``format`` and ``digest`` are judged before all others, ``geometry`` and the meaning of ``condition`` by their own classes.
 """
 
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 from .channels import LARGEST, fault
 from .condition import LAYOUTS
 from .errors import BundleError
+from .labels import LAYOUT
 from .schedulers import SCHEDULERS
 from .strict_json import brief, read_json
 
@@ -24,6 +26,7 @@ FORMAT = 1
 LARGEST_FILE = 1 << 30  # bytes of any file of a bundle
 LARGEST_SIDE = 1024  # pixels or orders along an axis; the reference problem has 10 and 23
 MOST_CHANNELS = 64
+MOST_CLASSES = 1000
 LARGEST_SAMPLE = 1 << 20  # numbers in a sample: 4 MiB each in float32
 _DTYPES = ("float16", "float32", "float64", "int64")
 
@@ -108,8 +111,7 @@ _ARRAY = {
 
 # --- The schema: a path of names, * for every name there is. What a path leads through stands before it. -------------
 
-FIELDS: dict[str, Rule] = {
-    "task": _TEXT,
+_CELLS: dict[str, Rule] = {
     "geometry": _OBJECT,
     "condition": _OBJECT,
     "condition/layout": _one_of(*LAYOUTS),
@@ -135,12 +137,25 @@ FIELDS: dict[str, Rule] = {
         optional=True,
     ),
     "pattern_size": _whole(1, LARGEST_SIDE),
-    "sample_shape": Rule(
-        f"channels, rows and columns, each from 1 to {LARGEST_SIDE} and {LARGEST_SAMPLE} numbers in all at most", _is_sample_shape
-    ),
     "window": Rule(
         f"2 whole numbers from 0 to {LARGEST_SIDE}",
         lambda value: _is_list(value, 2) and all(type(v) is int and 0 <= v <= LARGEST_SIDE for v in value),
+    ),
+}
+_LABELS: dict[str, Rule] = {
+    "condition": _OBJECT,
+    "condition/layout": _one_of(LAYOUT),
+    "condition/classes": Rule(
+        f"a list of at most {MOST_CLASSES} names",
+        lambda value: isinstance(value, list) and len(value) <= MOST_CLASSES and all(_TEXT.accepts(name) for name in value),
+    ),
+    "condition/offset": _number(-1e6, 1e6),
+    "condition/scale": _number(1e-6, 1e6),
+}
+_COMMON: dict[str, Rule] = {
+    "task": _one_of("metasurface", "samples"),
+    "sample_shape": Rule(
+        f"channels, rows and columns, each from 1 to {LARGEST_SIDE} and {LARGEST_SAMPLE} numbers in all at most", _is_sample_shape
     ),
     "max_batch": Rule("a whole number from 1 to 4096", lambda value: type(value) is int and 1 <= value <= 4096, optional=True),
     "networks": _names("networks"),
@@ -172,6 +187,8 @@ FIELDS: dict[str, Rule] = {
     ),
     "files/*/bytes": _whole(0, LARGEST_FILE),
 }
+FIELDS = {**_COMMON, **_CELLS}
+SAMPLE_FIELDS = {**_COMMON, **_LABELS}
 
 
 # --- Reading it -----------------------------------------------------------------------------------------------------
@@ -202,7 +219,7 @@ def read_manifest(content: bytes, where: str) -> dict[str, Any]:
         raise BundleError(f"{where} was altered after it was written (its digest does not match); copy the bundle again")
     if isinstance(manifest.get("files"), dict):
         _check_file_names(manifest["files"], where)
-    for path, rule in FIELDS.items():
+    for path, rule in (SAMPLE_FIELDS if manifest.get("task") == "samples" else FIELDS).items():
         for name, value in _places(manifest, path.split("/")):
             if value is _MISSING:
                 if not rule.optional:
@@ -238,23 +255,11 @@ def _check_file_names(files: Mapping[str, Any], where: str) -> None:
 
 def _check_together(manifest: Mapping[str, Any], where: str) -> None:
     """Fields that are sound one by one and contradict each other."""
-    size, window, shape = manifest["pattern_size"], manifest["window"], manifest["sample_shape"]
-    if any(start + size > side for start, side in zip(window, shape[1:], strict=True)):
-        raise BundleError(
-            f"{where}: a pattern of {size} pixels ('pattern_size') at {window} ('window') leaves the sample of {shape} ('sample_shape'); "
-            "export the bundle again"
-        )
-    condition, denoiser = manifest["condition"], manifest["networks"]["denoiser"]
-    if set(manifest.get("channels", {})) != set(condition.get("channels", [])):
-        raise BundleError(
-            f"{where}: 'channels' names {brief(list(manifest.get('channels', {})))} and 'condition/channels' "
-            f"{brief(condition.get('channels', []))}; expected the same, export the bundle again"
-        )
-    if condition["layout"] == "planes" and shape[1:] != [condition["canvas"]] * 2:
-        raise BundleError(
-            f"{where}: 'sample_shape' is {shape} and 'condition/canvas' {condition['canvas']}; "
-            "layout 'planes' needs samples as large as the canvas, export the bundle again"
-        )
+    shape, condition, denoiser = manifest["sample_shape"], manifest["condition"], manifest["networks"]["denoiser"]
+    if manifest["task"] == "metasurface":
+        _check_cells(manifest, where)
+    elif len(set(condition["classes"])) != len(condition["classes"]):
+        raise BundleError(f"{where}: 'condition/classes' names a class twice; export the bundle again")
     for name, array in (("inputs/sample", denoiser["inputs"]["sample"]), ("outputs/output", denoiser["outputs"]["output"])):
         if array["shape"] != ["batch", *shape]:
             raise BundleError(
@@ -268,3 +273,23 @@ def _check_together(manifest: Mapping[str, Any], where: str) -> None:
                     f"{where}: 'networks/{network}/files/{precision}' is {brief(file)}, which 'files' does not list; "
                     "export the bundle again"
                 )
+
+
+def _check_cells(manifest: Mapping[str, Any], where: str) -> None:
+    """:func:`_check_together` for what only bundles of metasurfaces have."""
+    size, window, shape, condition = manifest["pattern_size"], manifest["window"], manifest["sample_shape"], manifest["condition"]
+    if any(start + size > side for start, side in zip(window, shape[1:], strict=True)):
+        raise BundleError(
+            f"{where}: a pattern of {size} pixels ('pattern_size') at {window} ('window') leaves the sample of {shape} ('sample_shape'); "
+            "export the bundle again"
+        )
+    if set(manifest.get("channels", {})) != set(condition.get("channels", [])):
+        raise BundleError(
+            f"{where}: 'channels' names {brief(list(manifest.get('channels', {})))} and 'condition/channels' "
+            f"{brief(condition.get('channels', []))}; expected the same, export the bundle again"
+        )
+    if condition["layout"] == "planes" and shape[1:] != [condition["canvas"]] * 2:
+        raise BundleError(
+            f"{where}: 'sample_shape' is {shape} and 'condition/canvas' {condition['canvas']}; "
+            "layout 'planes' needs samples as large as the canvas, export the bundle again"
+        )

@@ -16,6 +16,7 @@ bundle = click.option("--bundle", type=click.Path(path_type=Path), help="Bundle 
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout and nothing else.")
 workers = click.option("--workers", type=click.IntRange(1), help="Parallel solves; default: one per core.")
 seed = click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Same seed, same result.")
+label = click.option("--label", metavar="CLASS", help="Of a bundle of images: the class to sample, by name or number; default: all.")
 candidates = click.option("-n", "n", type=click.IntRange(1), default=64, show_default=True, help="Candidates sampled per target.")
 
 

@@ -41,38 +41,51 @@ def light(data_path: Path, out: Path, count: int, convention: str) -> None:
 
 
 @plot.command()
-@click.argument("target_path", metavar="TARGET", type=click.Path(path_type=Path))
-@_out
+@click.argument("target_path", metavar="[TARGET]", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help=".png, .svg or .pdf; of images and points .gif."
+)
 @options.bundle
-@click.option("-n", "n", type=click.IntRange(1, 20), default=3, show_default=True, help="Candidates shown.")
+@options.label
+@click.option("-n", "n", type=click.IntRange(1), help="Candidates or samples shown; default: 3, of images 16, of points 1000.")
 @options.sampling
 @options.engine
 @options.seed
 @click.option("--convention", type=click.Choice(["lab", "metascatter"]), help="Index convention of a .mat target.")
 def reverse(
-    target_path: Path,
+    target_path: Path | None,
     out: Path,
     bundle: Path | None,
-    n: int,
+    label: str | None,
+    n: int | None,
     settings: dict[str, Any],
     engine: dict[str, Any],
     seed: int,
     convention: str | None,
 ) -> None:
-    """The reverse process: candidates for TARGET from noise to pattern.
+    """The reverse process: candidates for TARGET, or images or points, from noise to what they become.
 
     \b
     metascatter plot reverse examples/targets/deflector.json --out reverse.png
     metascatter plot reverse target.mat --guidance-scale 3 -n 5 --out reverse.svg
+    metascatter plot reverse --bundle bundles/digits --label 3 --out three.gif
     """
-    from . import evaluate_picture, plots
+    from . import evaluate_picture, generate, plots
+    from .sample_pictures import is_points
     from .sampler import load
     from .target import Target
 
-    evaluate_picture.check(out)
+    if target_path is not None or out.suffix.lower() != ".gif":
+        evaluate_picture.check(out)
     check_writable(out.absolute().parent)
     del settings["batch_size"]
     with load(bundle, **engine) as sampler:
+        if target_path is None:
+            count = n or (1000 if is_points(sampler.bundle.manifest["sample_shape"]) else 16)
+            generate.reverse(sampler, label, out, count, seed, **settings)
+            click.echo(out)
+            return
+        n = n or 3
         target = Target.load(target_path, convention, sampler.bundle.channels)
         plots.reverse_process(sampler, target, out, n, seed, **settings)
     click.echo(out)

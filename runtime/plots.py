@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +13,9 @@ from .data import DataSet
 from .drawing import COLOURS, FAINT, INK, PILLAR, box_of, matplotlib_needed
 from .files import atomic_file
 from .geometry import Geometry, propagating
-from .loop import denoise
+from .loop import Guidance, denoise
 from .sampler import Sampler
+from .schedulers import Plan
 from .target import Target
 
 _DARKEST = 1e-4  # efficiency at the dark end of the colour scale
@@ -135,23 +136,8 @@ def reverse_process(sampler: Sampler, target: Target, path: Path, n: int = 3, se
         BackendError, DataError: as :func:`sample_grid`.
         TargetError, BundleError: as :meth:`Sampler.stream`.
     """
-    table = sampler.plan(settings.get("steps"), settings.get("scheduler"), settings.get("eta"))
-    guidance = sampler.guidance(settings.get("guidance_scale"), settings.get("guidance_interval"))
-    told, free = sampler.told(sampler.condition(target), guidance)
-    before: list[np.ndarray] = []
-    estimates: list[np.ndarray] = []
-    moving: list[np.ndarray] = []
-
-    def watched(k: int, found: np.ndarray) -> None:
-        if k < 0:
-            moving.append(found)  # the sample itself, which every step moves in place
-        else:
-            estimates.append(found.copy())
-        before.append(moving[0].copy())
-
-    shape = tuple(sampler.bundle.manifest["sample_shape"])
-    network = sampler.networks["denoiser"]
-    done = sampler.patterns(denoise(network, table, shape, told, free, guidance, seed, range(n), watched))
+    table, guidance, estimates, before, samples = trace(sampler, sampler.condition(target), n, seed, **settings)
+    done = sampler.patterns(samples)
     shown = np.unique(np.linspace(0, table.num_steps - 1, min(MOMENTS, table.num_steps)).round().astype(int)).tolist()
     # Methods in sigma let the sample grow with the noise; in the picture its spread is that of a pattern.
     spread = [max(1.0, float(before[k].std())) for k in shown]
@@ -166,5 +152,33 @@ def reverse_process(sampler: Sampler, target: Target, path: Path, n: int = 3, se
             )
         )
         rows.append(Row("estimate", [*(Field(sampler.window(estimates[k])[i]) for k in shown), done[i]], [""] * (len(shown) + 1)))
-    words = f"{table.num_steps} steps" + ("" if free is None else f", guidance {guidance.scale:g}")
+    words = f"{table.num_steps} steps" + ("" if guidance.scale == 1 else f", guidance {guidance.scale:g}")
     sample_grid(path, f"Reverse process for {target.name}, {target.height_nm:g} nm ({words})", [*names, "pattern"], rows)
+
+
+def trace(
+    sampler: Sampler, condition: Mapping[str, np.ndarray], n: int, seed: int, **settings: Any
+) -> tuple[Plan, Guidance, list[np.ndarray], list[np.ndarray], np.ndarray]:
+    """The reverse process of n samples for one condition: its table and guidance, what the network takes the finished samples to be after
+    every step, the samples before every step and after the last, and the finished ones; arrays (n, *sample_shape).
+
+    Raises:
+        TargetError, BundleError: as :meth:`Sampler.stream`.
+    """
+    table = sampler.plan(settings.get("steps"), settings.get("scheduler"), settings.get("eta"))
+    guidance = sampler.guidance(settings.get("guidance_scale"), settings.get("guidance_interval"))
+    told, free = sampler.told(condition, guidance)
+    before: list[np.ndarray] = []
+    estimates: list[np.ndarray] = []
+    moving: list[np.ndarray] = []
+
+    def watched(k: int, found: np.ndarray) -> None:
+        if k < 0:
+            moving.append(found)  # the sample itself, which every step moves in place
+        else:
+            estimates.append(found.copy())
+        before.append(moving[0].copy())
+
+    shape = tuple(sampler.bundle.manifest["sample_shape"])
+    done = denoise(sampler.networks["denoiser"], table, shape, told, free, guidance, seed, range(n), watched)
+    return table, guidance, estimates, before, done

@@ -142,9 +142,7 @@ class Sampler:
 
     def warmup(self, n: int | None = None) -> None:
         """Run every network once at the batch that ``n`` candidates take, so that the first design does not pay for preparations."""
-        side = 2 * self.bundle.condition.orders + 1
-        nothing = np.zeros((1, side, side))
-        arrays = self.encode(self.bundle.condition.arrays(nothing, nothing, np.array([self.bundle.condition.height_range_nm[0]])))
+        arrays = self.encode(self.bundle.conditioning.nothing())
         batch = min(n or self.batch_size(), self.batch_size())
         sample = np.zeros((batch, *self.bundle.manifest["sample_shape"]), np.float32)
         with self.networks["denoiser"].bind(arrays, batch) as call:
@@ -205,6 +203,16 @@ class Sampler:
         """Network inputs (batch of 1) for a target; see :meth:`check` for what it raises."""
         return self.bundle.condition.for_target(self.check(target))
 
+    def labelled(self, label: str | int | None = None) -> dict[str, np.ndarray]:
+        """Network inputs (batch of 1) for a class by name or number, or for none; of bundles of images and points.
+
+        Raises:
+            TargetError: there is no such class.
+            BundleError: a bundle of metasurfaces.
+        """
+        labels = self.bundle.labels
+        return labels.arrays(np.array([labels.number(label)]))
+
     def encode(self, condition: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What the denoiser sees of a condition: the encoder runs once per target."""
         encoder = self.networks.get("encoder")
@@ -212,7 +220,7 @@ class Sampler:
 
     def told(self, condition: Mapping[str, np.ndarray], guidance: Guidance) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
         """What the denoiser sees of a condition and, where guidance needs it, of one that asks for nothing."""
-        free = self.encode(self.bundle.condition.unconditional(condition)) if guidance.scale != 1 else None
+        free = self.encode(self.bundle.conditioning.unconditional(condition)) if guidance.scale != 1 else None
         return self.encode(condition), free
 
     def sample(self, condition: Mapping[str, np.ndarray], n: int, **settings: Any) -> np.ndarray:

@@ -15,37 +15,32 @@ import numpy as np
 from runtime.condition import Condition
 from runtime.data import DataSet
 from runtime.errors import DataError
-from runtime.search import canonical
 
+from . import tasks
 from .channels import channel_masks, every_mirror_holds, strong_orders
 from .recipes import Recipe
 from .symmetry import mirror, shift
 
 # Numbers of the draws beside those of the steps, out of their reach: of validation, and of the orders of an epoch.
-_VALIDATION, _ORDER, _MIX_ORDER = 2**62, 2**63, 2**63 + 2**62
+VALIDATION, ORDER, _MIX_ORDER = 2**62, 2**63, 2**63 + 2**62
 
 
-def split(data: DataSet, validation_fraction: float, training_samples: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def split(data: tasks.Data, validation_fraction: float, training_samples: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the training and validation part, decided by a hash of each sample alone.
 
-    The hash is of the pattern modulo cyclic shifts and of the height, so that neither order nor company nor a shifted copy
-    moves a sample to the other side. With ``training_samples`` the training part is so many drawn from it, the same ones every time.
+    The hash is of ``tasks.identities``, so that neither order nor company nor a shifted copy moves a sample to the other side. With
+    ``training_samples`` the training part is so many drawn from it, the same ones every time.
 
     Raises:
         DataError: one of the parts would be empty, or has fewer than ``training_samples``.
     """
     bound = int(validation_fraction * 2**32)
-    chosen = np.array(
-        [
-            int.from_bytes(hashlib.sha256(np.packbits(pattern).tobytes() + np.float32(height).tobytes()).digest()[:4], "big") < bound
-            for pattern, height in zip(canonical(data.xx), data.h, strict=True)
-        ]
-    )
+    chosen = np.array([int.from_bytes(hashlib.sha256(one).digest()[:4], "big") < bound for one in tasks.identities(data)])
     training, validation = np.flatnonzero(~chosen), np.flatnonzero(chosen)
     if not len(training) or not len(validation):
         raise DataError(
             f"{len(data)} samples are too few to set {validation_fraction:.0%} aside for validation; "
-            "simulate more, or raise validation_fraction"
+            "simulate or gather more, or raise validation_fraction"
         )
     if training_samples > len(training):
         raise DataError(f"'training_samples' is {training_samples} and the training part has {len(training)}; ask for fewer, or 0 for all")
@@ -85,7 +80,7 @@ class Batches:
         The last batch of an epoch is filled up from its beginning, so that every batch has the same size. With the recipe's
         ``height_power`` an epoch is as many draws with replacement as there are samples.
         """
-        part = self.data.take(self._drawn(self.data, step, self.own, _ORDER))
+        part = self.data.take(self._drawn(self.data, step, self.own, ORDER))
         if self.mix is not None:
             more = self.mix.take(self._drawn(self.mix, step, self.mixed, _MIX_ORDER))
             xx, h, Rm, Tm = (np.concatenate([getattr(part, key), getattr(more, key)]) for key in ("xx", "h", "Rm", "Tm"))
@@ -94,19 +89,13 @@ class Batches:
         return self._assemble(part, np.random.Generator(np.random.Philox(key=[self.recipe.seed, step])), True)
 
     def _drawn(self, data: DataSet, step: int, count: int, stream: int) -> np.ndarray:
-        """Indices (count,) into ``data`` of a step: successive pieces of a new order each time ``data`` has been gone through."""
-        epoch, position = divmod(step, math.ceil(len(data) / count))
-        draws = np.random.Generator(np.random.Philox(key=[self.recipe.seed, stream + epoch]))
-        if self.recipe.height_power:
-            odds = data.h.astype(np.float64) ** self.recipe.height_power
-            order = draws.choice(len(data), len(data), p=odds / odds.sum())
-        else:
-            order = draws.permutation(len(data))
-        return np.take(order, np.arange(position * count, (position + 1) * count), mode="wrap")
+        """Indices (count,) into ``data`` of a step; see :func:`drawn`."""
+        odds = data.h.astype(np.float64) ** self.recipe.height_power if self.recipe.height_power else None
+        return drawn(len(data), step, count, self.recipe.seed, stream, odds)
 
     def validation(self, limit: int = 2048) -> dict[str, np.ndarray]:
         """One fixed batch of the first ``limit`` samples: the same noise and timesteps whenever it is asked for."""
-        return self._assemble(self.data.take(slice(limit)), np.random.Generator(np.random.Philox(key=[0, _VALIDATION])), False)
+        return self._assemble(self.data.take(slice(limit)), np.random.Generator(np.random.Philox(key=[0, VALIDATION])), False)
 
     def _assemble(self, part: DataSet, rng: np.random.Generator, augment: bool) -> dict[str, np.ndarray]:
         count = len(part)
@@ -143,6 +132,17 @@ class Batches:
             "timestep": timestep,
             **self.condition.arrays(R, T, part.h, mask_R, mask_T, extra, masks),
         }
+
+
+def drawn(size: int, step: int, count: int, seed: int, stream: int, odds: np.ndarray | None = None) -> np.ndarray:
+    """Indices (count,) below ``size`` of a step: successive pieces of a new order each time all have been gone through.
+
+    With ``odds`` (size,) an order is as many draws with replacement.
+    """
+    epoch, position = divmod(step, math.ceil(size / count))
+    draws = np.random.Generator(np.random.Philox(key=[seed, stream + epoch]))
+    order = draws.permutation(size) if odds is None else draws.choice(size, size, p=odds / odds.sum())
+    return np.take(order, np.arange(position * count, (position + 1) * count), mode="wrap")
 
 
 def random_masks(rng: np.random.Generator, R: np.ndarray, T: np.ndarray, partial: float, dropped: float) -> tuple[np.ndarray, np.ndarray]:

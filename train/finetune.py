@@ -11,14 +11,15 @@ from typing import Any
 from torch import nn
 
 from runtime.channels import label
-from runtime.condition import Condition
 from runtime.data import DataSet
 from runtime.errors import BundleError, DataError, GeometryError
 from runtime.geometry import Geometry
+from runtime.labels import Labels
+from runtime.samples import SampleSet
 
-from . import checkpoint
+from . import checkpoint, tasks
 from .channels import geometry_difference
-from .recipes import Recipe, from_dict, load_recipe, override
+from .recipes import Recipe, from_dict, load_recipe, override, quick
 
 # Heights may lie outside the first run's range by this share of it: its own validation samples do, and a network does not stop there.
 _BEYOND = 0.05
@@ -30,8 +31,8 @@ class Start:
 
     path: Path
     recipe: Recipe
-    condition: Condition
-    geometry: Geometry
+    condition: tasks.Conditioning
+    geometry: Geometry | None
     geometries: Mapping[str, Geometry]
 
     @classmethod
@@ -49,16 +50,16 @@ class Start:
     def read(cls, path: Path) -> Start:
         """Read a run folder, whether or not it has a checkpoint. Raises DataError as :meth:`open` does."""
         try:
-            condition = Condition.from_dict(read_json(path / "condition.json"))
+            condition = tasks.conditioning(read_json(path / "condition.json"))
             facts = read_json(path / "data.json")
-            geometry = Geometry.from_dict(facts["geometry"])
+            geometry = None if isinstance(condition, Labels) else Geometry.from_dict(facts["geometry"])
             stated = {label(name): fields for name, fields in facts.get("channels", {}).items() if fields is not None}
             geometries = {name: Geometry.from_dict(fields) for name, fields in stated.items() if name is not None}
         except (KeyError, TypeError, BundleError, GeometryError) as error:
             raise DataError(f"{path} is no whole run folder ({error}); name the folder that 'cli.py train --out' wrote") from None
         return cls(path, recipe_of(path), condition, geometry, geometries)
 
-    def check(self, recipe: Recipe, data: DataSet, source: str) -> None:
+    def check(self, recipe: Recipe, data: tasks.Data, source: str) -> None:
         """See that ``recipe``, made for ``data``, can go on from this run.
 
         Raises:
@@ -73,6 +74,13 @@ class Start:
                 raise DataError(
                     f"{self.path} was trained with '{name}' {before!r} and this recipe has {now!r}; leave --recipe out to take over its own"
                 )
+        if isinstance(self.condition, Labels):
+            assert isinstance(data, SampleSet), "of one layout"
+            if recipe.labelled and data.classes != self.condition.classes:
+                raise DataError(f"{source} has the classes {', '.join(data.classes)} and {self.path} {', '.join(self.condition.classes)}")
+            return
+        assert isinstance(data, DataSet)
+        assert self.geometry is not None
         if data.Rm.shape[-1] // 2 != self.condition.orders:
             raise DataError(
                 f"{source} has order maps up to {data.Rm.shape[-1] // 2} and {self.path} on orders up to {self.condition.orders}"
@@ -107,10 +115,11 @@ def load_into(network: nn.Module, path: Path) -> None:
         raise DataError(f"the weights of {newest} do not fit the recipe's network ({reason}); name another run") from None
 
 
-def recipe_for(name: str | None, resumed: Path | None, init: Path | None, overrides: Mapping[str, Any]) -> Recipe:
+def recipe_for(name: str | None, resumed: Path | None, init: Path | None, overrides: Mapping[str, Any], hurry: bool = False) -> Recipe:
     """The recipe a command means: the one named, else that of the run it goes on with or starts from, else ``default``.
 
-    A few-step model has the network and the noise schedule of the run it learns from, whatever its recipe says of them.
+    A few-step model has the network and the noise schedule of the run it learns from, whatever its recipe says of them. ``hurry`` takes
+    the quick settings of a recipe that is named.
 
     Raises:
         DataError: no such recipe, or a few-step model without a run to learn from.
@@ -118,7 +127,8 @@ def recipe_for(name: str | None, resumed: Path | None, init: Path | None, overri
     before = resumed if resumed is not None and (resumed / "recipe.json").exists() else init
     if name is None and before is not None:
         return override(recipe_of(before), overrides, "the command line")
-    recipe = load_recipe(name or "default", overrides)
+    recipe = load_recipe(name or "default")
+    recipe = override(quick(recipe) if hurry else recipe, overrides, "the command line")
     if recipe.objective != "consistency":
         return recipe
     if before is None:

@@ -22,13 +22,12 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm.auto import tqdm
 
-from runtime.data import DataSet, load
+from runtime.condition import Condition
 from runtime.errors import BackendError, Cancelled, DataError
 from runtime.files import write_json
 from runtime.schedulers import plan
 
-from . import checkpoint, networks, optimizers, processes, samples
-from .batches import Batches
+from . import checkpoint, networks, optimizers, processes, samples, tasks
 from .consistency import Consistency
 from .finetune import load_into
 from .interrupt import Interrupts
@@ -36,7 +35,8 @@ from .log import Log
 from .networks.surrogate import Surrogate
 from .objective import Denoising, Scattering, objective
 from .recipes import Recipe
-from .run import Run, fitted, open_run
+from .run import Run, open_run
+from .sample_batches import batches
 
 
 def train(
@@ -72,15 +72,16 @@ def train(
         BackendError: this computer cannot compute as the recipe asks.
         Cancelled: Ctrl-C; a checkpoint was written.
     """
-    samples_in = load(data, convention, extra=recipe.channels)
-    mixed = None if mix is None else load(mix, convention, extra=recipe.channels)
-    recipe = fitted(recipe, samples_in)
+    samples_in = tasks.load(data, recipe, convention)
+    mixed = None if mix is None else tasks.load(mix, recipe, convention)
+    recipe = tasks.fitted(recipe, samples_in)
     goal = objective(recipe)
     if recipe.objective != "scattering":
         plan(recipe.scheduler, recipe.sampling_steps, recipe.sampling_scheduler)  # what a bundle would refuse is refused before the work
     accelerator = processes.accelerator(recipe)
     run = open_run(out, recipe, Path(data), samples_in, resume, init, mixed, None if mix is None else Path(mix))
-    batches = Batches(run.data.take(run.training), run.condition, recipe, None if run.mix is None else run.mix.take(run.mix_training))
+    mixed_in = None if run.mix is None else run.mix.take(run.mix_training)
+    parts = batches(run.data.take(run.training), run.condition, recipe, mixed_in)
     torch.manual_seed(recipe.seed)
     network = _network(run)
     if init is not None:
@@ -110,7 +111,7 @@ def train(
     if recipe.compile:
         model = torch.compile(model)
     ema.to(accelerator.device)
-    total = recipe.epochs * batches.per_epoch
+    total = recipe.epochs * parts.per_epoch
     last = total if stop_after is None else min(total, step + stop_after)
     held = held_out(run, accelerator)
     visible = progress and accelerator.is_main_process
@@ -128,7 +129,7 @@ def train(
         while step < last:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, step, total)
-            batch, weight = processes.share(batches.training(step), accelerator)
+            batch, weight = processes.share(parts.training(step), accelerator)
             # Whatever the network draws depends on the step alone, like all the rest.
             torch.manual_seed(processes.step_seed(recipe.seed, step, accelerator.process_index))
             with accelerator.autocast():
@@ -147,8 +148,8 @@ def train(
             mean = log.add(value)
             if not math.isfinite(mean):
                 raise DataError(f"the loss is {mean} at step {step}; lower --lr, or look for damaged samples")
-            if step % batches.per_epoch == 0 or step == total:
-                epoch = step / batches.per_epoch
+            if step % parts.per_epoch == 0 or step == total:
+                epoch = step / parts.per_epoch
                 with _averaged(network, ema):
                     losses = {name: _validate(network, goal, part) for name, part in held.items()}
                     if accelerator.is_main_process and _pictured(epoch, recipe.epochs, pictures_every):
@@ -175,10 +176,10 @@ def learning_rate(recipe: Recipe, step: int, total: int) -> float:
 
 def held_out(run: Run, accelerator: Accelerator) -> dict[str, dict[str, torch.Tensor]]:
     """The fixed validation batches on the accelerator's device, by the name of their loss."""
-    parts: dict[str, DataSet] = {"validation_loss": run.data.take(run.validation)}
+    parts: dict[str, tasks.Data] = {"validation_loss": run.data.take(run.validation)}
     if run.mix is not None:
         parts["validation_loss_mix"] = run.mix.take(run.mix_validation)
-    return {name: processes.to_device(Batches(part, run.condition, run.recipe).validation(), accelerator) for name, part in parts.items()}
+    return {name: processes.to_device(batches(part, run.condition, run.recipe).validation(), accelerator) for name, part in parts.items()}
 
 
 def _network(run: Run) -> nn.Module:
@@ -192,8 +193,7 @@ def _network(run: Run) -> nn.Module:
         network = networks.build(recipe.network, recipe.network_arguments)
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise DataError(f"the network '{recipe.network}' cannot be made with the recipe's network_arguments ({error})") from None
-    light = ["planes"] if recipe.layout == "planes" else ["light", "height"]
-    given = ["pattern", "height_nm"] if recipe.objective == "scattering" else ["sample", "timestep", *light]
+    given = tasks.inputs(recipe)
     taken = list(inspect.signature(network.forward).parameters)
     if taken != given:
         raise DataError(
@@ -201,6 +201,7 @@ def _network(run: Run) -> nn.Module:
             f"'{recipe.layout}' gives {', '.join(given)}; change one of the three"
         )
     if isinstance(network, Surrogate):
+        assert isinstance(run.condition, Condition)
         network.measure(run.condition)
     return network
 

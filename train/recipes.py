@@ -30,6 +30,11 @@ class Recipe:
     measured. ``compile`` runs the network through ``torch.compile``, which is for GPUs: on a CPU it gained nothing. ``mix_share`` is the
     share of each batch that comes from the mixed-in data when a run is fine-tuned. ``training_samples`` above 0 trains on so many of the
     training part alone, the same ones for every seed and the fewer among the more: for learning curves.
+
+    The layout ``labels`` is of images and points (``runtime.samples``): ``data`` is the set to take where none is named, ``classes`` the
+    only classes of it, none for all, and with ``labelled`` the network is told each sample's class. ``canvas`` is then the side to which
+    pictures in a folder are scaled, and ``mirrors`` swaps left and right. ``guidance_scale`` is the bundle's default.
+    ``quick`` are the values of other fields that ``--quick`` takes.
     """
 
     name: str
@@ -64,6 +69,10 @@ class Recipe:
     training_samples: int = 0
     seed: int = 0
     channels: list[str] = dataclasses.field(default_factory=list)
+    data: str = ""
+    classes: list[str] = dataclasses.field(default_factory=list)
+    labelled: bool = False
+    quick: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -93,6 +102,10 @@ _LEARNING: dict[str, Any] = {
     "mirrors": True,
     "validation_fraction": 0.03,
 }
+
+# Images and points: no symmetry but left and right, no masks.
+_SAMPLES: dict[str, Any] = {"layout": "labels", "canvas": 0, "validation_fraction": 0.1}
+_LINEAR = {**_SCHEDULER, "beta_schedule": "linear"}
 
 RECIPES = {
     # The seed paper's network, objective and hyper-parameters; integers in the condition, test-set statistics, unmapped patterns,
@@ -157,6 +170,53 @@ RECIPES = {
         loss="l1",
         **_LEARNING,
     ),
+    # 2-D points along a spiral. With 40 steps the betas must be larger than those of a thousand: noise is all that is left at the end.
+    "swiss-roll": Recipe(
+        name="swiss-roll",
+        network="feedforward",
+        network_arguments={"hidden": 128, "layers": 4, "embedding": 64},
+        scheduler={
+            **_LINEAR,
+            "num_train_timesteps": 40,
+            "beta_start": 0.001,
+            "beta_end": 0.3,
+            "prediction_type": "epsilon",
+            "timestep_spacing": "leading",
+            "clip_sample": False,
+            "variance_type": "fixed_large",
+        },
+        sampling_scheduler="ddpm",
+        sampling_steps=40,
+        batch_size=256,
+        lr=1e-3,
+        epochs=2000,
+        lr_schedule="cosine",
+        ema_decay=0.999,
+        data="swiss-roll",
+        quick={"epochs": 600},
+        **_SAMPLES,
+    ),
+    # Images of a class, guided: scikit-learn's digits, or any pictures in a folder per class.
+    "digits": Recipe(
+        name="digits",
+        network="unet",
+        network_arguments={"channels": [64, 128], "attention": [False, True], "layers": 2},
+        scheduler={**_LINEAR, "num_train_timesteps": 500, "prediction_type": "epsilon", "timestep_spacing": "trailing"},
+        sampling_scheduler="dpmsolver++",
+        sampling_steps=20,
+        batch_size=64,
+        lr=1e-3,
+        epochs=500,
+        lr_schedule="cosine",
+        gradient_clip=1.0,
+        ema_decay=0.999,
+        condition_dropout=0.1,
+        guidance_scale=3.0,
+        data="digits",
+        labelled=True,
+        quick={"epochs": 60, "network_arguments": {"channels": [32, 64], "layers": 1}},
+        **_SAMPLES,
+    ),
 }
 
 _CHOICES = {
@@ -165,7 +225,7 @@ _CHOICES = {
     "optimizer": ("adam", "adamw", "muon"),
     "lr_schedule": ("constant", "cosine"),
     "precision": ("fp32", "bf16", "fp16"),
-    "layout": ("orders", "planes"),
+    "layout": ("orders", "planes", "labels"),
 }
 
 
@@ -214,6 +274,13 @@ def _from_file(path: Path) -> Recipe:
     if base not in RECIPES:
         raise DataError(f"{path}: there is no recipe '{base}' to start from; choose {', '.join(RECIPES)}")
     return override(RECIPES[base], {"name": path.stem, **fields}, str(path))
+
+
+def quick(recipe: Recipe) -> Recipe:
+    """The recipe with its quick settings. Raises DataError where it has none."""
+    if not recipe.quick:
+        raise DataError(f"the recipe {recipe.name} has no quick settings; leave --quick out, or shorten it with --epochs")
+    return override(recipe, recipe.quick, f"'quick' of the recipe {recipe.name}")
 
 
 def override(recipe: Recipe, fields: Mapping[str, Any], where: str) -> Recipe:
@@ -289,5 +356,25 @@ def _check(recipe: Recipe, where: str) -> None:
             )
         if recipe.layout != "orders" and recipe.guidance_scale != 1:
             raise DataError(f"{where}: 'guidance_scale' is {recipe.guidance_scale}; a network without a mask is not guided, leave it at 1")
-    elif recipe.guidance_scale != 1:
-        raise DataError(f"{where}: 'guidance_scale' is {recipe.guidance_scale}, which is for the objective 'consistency'; leave it at 1")
+    _check_labels(recipe, where)
+
+
+def _check_labels(recipe: Recipe, where: str) -> None:
+    """What the layout ``labels`` has and what only it has."""
+    if recipe.layout != "labels":
+        for key in ("data", "classes", "labelled", "quick"):
+            if getattr(recipe, key):
+                raise DataError(f"{where}: '{key}' is {getattr(recipe, key)!r}, which is for the layout 'labels'; leave it out")
+        if recipe.guidance_scale != 1 and recipe.objective != "consistency":
+            raise DataError(
+                f"{where}: 'guidance_scale' is {recipe.guidance_scale}; of metasurfaces it is stated when exporting, leave it at 1"
+            )
+        return
+    if recipe.objective != "denoising":
+        raise DataError(f"{where}: the objective is '{recipe.objective}' and the layout 'labels'; expected 'denoising'")
+    for key in ("masks", "height_power", "target_noise"):
+        if getattr(recipe, key):
+            raise DataError(f"{where}: '{key}' is {getattr(recipe, key)}, which is for metasurfaces; leave it at 0")
+    guided = recipe.condition_dropout or recipe.guidance_scale != 1
+    if guided and not recipe.labelled:
+        raise DataError(f"{where}: 'condition_dropout' and 'guidance_scale' need a network that is told the class; set 'labelled' to true")

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from runtime.condition import Condition
 from runtime.data import DataSet
 from runtime.errors import DataError
 from runtime.files import write_json, write_npz
 
-from . import checkpoint
+from . import checkpoint, tasks
 from .batches import split
 from .channels import geometry_difference
 from .finetune import Start, read_json, recipe_of
@@ -35,8 +34,8 @@ class Run:
 
     path: Path
     recipe: Recipe
-    condition: Condition
-    data: DataSet
+    condition: tasks.Conditioning
+    data: tasks.Data
     training: np.ndarray
     validation: np.ndarray
     facts: dict[str, Any]
@@ -56,35 +55,14 @@ class Run:
         write_json(self.path / "recipe.json", self.recipe.to_dict())
 
 
-def fitted(recipe: Recipe, data: DataSet) -> Recipe:
-    """The recipe with its network made for the data's patterns (n x n) and order maps (2M+1 x 2M+1).
-
-    Raises:
-        DataError: the recipe states another size, or its canvas is too small.
-    """
-    n, side = data.xx.shape[-1], data.Rm.shape[-1]
-    if recipe.layout == "planes":
-        if max(n, side) > recipe.canvas:
-            raise DataError(
-                f"patterns of {n} x {n} with order maps of {side} x {side} do not fit the canvas of {recipe.canvas}; raise 'canvas'"
-            )
-        return recipe
-    maps = {"maps": 2 + len(recipe.channels)} if recipe.channels or "maps" in recipe.network_arguments else {}
-    for name, value in {"size": n, "orders": side // 2, **maps}.items():
-        stated = recipe.network_arguments.get(name, value)
-        if stated != value:
-            raise DataError(f"the recipe's network has {name} {stated} and the data have {value}; leave '{name}' out of network_arguments")
-    return dataclasses.replace(recipe, network_arguments={**recipe.network_arguments, "size": n, "orders": side // 2, **maps})
-
-
 def open_run(
     path: Path,
     recipe: Recipe,
     source: Path,
-    data: DataSet,
+    data: tasks.Data,
     resume: bool,
     init: Path | None = None,
-    mix: DataSet | None = None,
+    mix: tasks.Data | None = None,
     mix_source: Path | None = None,
 ) -> Run:
     """See that a run can begin in ``path`` or, with ``resume``, go on; writes nothing.
@@ -111,19 +89,15 @@ def open_run(
     if before is not None:
         condition = before.condition
     else:
-        part = data.take(training)
-        conditioning = recipe.network_arguments.get("conditioning", "concatenated")
-        condition = Condition.measure(recipe.layout, part.Rm, part.Tm, part.h, recipe.canvas, conditioning, part.extra)
+        condition = tasks.measure(recipe, data.take(training))
     facts = {
         "data": source.name,
         "training_samples": len(training),
         "validation_samples": len(validation),
         "digest": _digest(data),
-        "pattern_size": int(data.xx.shape[-1]),
         "init": None if start is None else start.facts(),
         "mix": None,
-        "geometry": data.geometry.to_dict(),
-        **({"channels": data.channel_geometries()} if data.extra else {}),
+        **tasks.facts(data),
     }
     run = Run(path, recipe, condition, data, training, validation, facts)
     if mix is not None and mix_source is not None:
@@ -136,8 +110,10 @@ def open_run(
     return run
 
 
-def _mix(run: Run, mix: DataSet, source: Path, fraction: float) -> None:
+def _mix(run: Run, mix: tasks.Data, source: Path, fraction: float) -> None:
     """Take in the data mixed in. What the first run held back is held back again, so that forgetting is measured on unseen samples."""
+    if not isinstance(mix, DataSet) or not isinstance(run.data, DataSet):
+        raise DataError("--mix is for metasurfaces; put images of two sources into one folder")
     if mix.xx.shape[1:] != run.data.xx.shape[1:] or mix.Rm.shape[1:] != run.data.Rm.shape[1:]:
         raise DataError(f"{source} and {run.facts['data']} differ in the size of their patterns or order maps; mix data of the same cells")
     difference = geometry_difference(mix, run.data.geometry, run.data.geometries)
@@ -183,15 +159,17 @@ def _same(run: Run, old: dict[str, Any], start: Start | None) -> None:
     run.facts["init"] = old.get("init")
 
 
-def _placed(data: DataSet, start: Start) -> DataSet:
+def _placed(data: tasks.Data, start: Start) -> tasks.Data:
     """Data with the geometries of the run it goes on from."""
+    if not isinstance(data, DataSet) or start.geometry is None:
+        return data
     return dataclasses.replace(data, geometry=start.geometry, geometries=start.geometries)
 
 
-def _digest(data: DataSet) -> str:
+def _digest(data: tasks.Data) -> str:
     """A few characters that tell one data set from another."""
     total = hashlib.sha256()
-    for array in (data.xx, data.h, data.Rm, data.Tm, *(data.extra[key] for key in sorted(data.extra))):
+    for array in tasks.contents(data):
         total.update(np.ascontiguousarray(array).data)
     return total.hexdigest()[:16]
 

@@ -9,19 +9,27 @@ import numpy as np
 import torch
 from torch import nn
 
+from runtime import sample_pictures
+from runtime.condition import Condition
 from runtime.data import DataSet
+from runtime.labels import Labels
 from runtime.plots import Row, chosen, lit, sample_grid
+from runtime.samples import SampleSet
 from runtime.schedulers import Plan, plan
 
 from .recipes import Recipe
 from .run import Run
 
 TARGETS, SAMPLES, STEPS = 8, 3, 20
+IMAGES, POINTS = 60, 1000
 _SEED = 2023
 
 
 def picture(path: Path, epoch: float, run: Run, network: nn.Module, device: torch.device) -> None:
     """Draw what ``network`` makes of some validation samples: patterns for their light or, of a surrogate, light for their patterns."""
+    if isinstance(run.data, SampleSet):
+        _draw_samples(path, f"{run.recipe.name}, epoch {epoch:g}", run, network, device)
+        return
     held = chosen(run.data.take(run.validation), TARGETS)
     title = f"{run.recipe.name}, epoch {epoch:g}, validation samples"
     if run.recipe.objective == "scattering":
@@ -30,13 +38,29 @@ def picture(path: Path, epoch: float, run: Run, network: nn.Module, device: torc
         _draw_patterns(path, title, held, run, network, device)
 
 
+def _draw_samples(path: Path, title: str, run: Run, network: nn.Module, device: torch.device) -> None:
+    """Images, of every class in turn, or points; each beside training samples."""
+    labels, data = run.condition, run.data
+    assert isinstance(labels, Labels)
+    assert isinstance(data, SampleSet)
+    count = POINTS if sample_pictures.is_points(data.shape) else IMAGES
+    wanted = np.arange(count) % max(1, len(labels.classes)) if labels.classes else np.full(count, -1)
+    made = sample(network, quick_plan(run.recipe), data.shape, labels.arrays(wanted), device, count)
+    true = data.x[run.training[:count]]
+    parts = [("training data", true), ("samples", sample_pictures.shown(made, labels))]
+    sample_pictures.draw(path, title, parts, len(labels.classes) or None)
+
+
 def _draw_patterns(path: Path, title: str, held: DataSet, run: Run, network: nn.Module, device: torch.device) -> None:
     steps, size = quick_plan(run.recipe), held.xx.shape[-1]
     side = run.recipe.canvas or size
     start = (side - size) // 2
+    assert isinstance(run.condition, Condition)
     seen = run.condition.arrays(held.Rm, held.Tm, held.h, extra=held.extra)
     condition = {key: np.repeat(value, SAMPLES, axis=0) for key, value in seen.items()}
-    found = sample(network, steps, (1, side, side), condition, device)[:, 0, start : start + size, start : start + size]
+    found = sample(network, steps, (1, side, side), condition, device, len(held) * SAMPLES)[
+        :, 0, start : start + size, start : start + size
+    ]
     patterns = (found > 0).astype(np.uint8).reshape(len(held), SAMPLES, size, size)
     rows = []
     for truth, height, R, T, made in zip(held.xx, held.h, held.Rm, held.Tm, patterns, strict=True):
@@ -69,10 +93,9 @@ def quick_plan(recipe: Recipe) -> Plan:
 
 @torch.no_grad()
 def sample(
-    network: nn.Module, steps: Plan, shape: tuple[int, ...], condition: Mapping[str, np.ndarray], device: torch.device
+    network: nn.Module, steps: Plan, shape: tuple[int, ...], condition: Mapping[str, np.ndarray], device: torch.device, count: int
 ) -> np.ndarray:
-    """Samples (B, *shape) float32 for a condition with batch B, from a fixed noise of NumPy's: torch's random state stays untouched."""
-    count = len(next(iter(condition.values())))
+    """Samples (count, *shape) float32 for a condition, from a fixed noise of NumPy's; torch's random state is left alone."""
     draws = np.random.Generator(np.random.Philox(key=[_SEED, 0]))
     state = steps.start(draws.standard_normal((count, *shape), dtype=np.float32))
     history = steps.new_history(state.shape)

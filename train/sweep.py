@@ -31,17 +31,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from runtime.condition import Condition
-from runtime.data import DataSet, load
 from runtime.errors import DataError
 from runtime.files import write_json
 
-from . import checkpoint, networks, sweep_report
-from .batches import Batches, split
+from . import checkpoint, networks, sweep_report, tasks
+from .batches import split
 from .loop import train
 from .objective import Denoising, Scattering
 from .recipes import Recipe, from_dict, load_recipe, override
-from .run import fitted
+from .sample_batches import batches
 from .sweep_time import own_precision, seconds_per_step
 
 BUDGETS = ("epochs", "steps", "seconds")
@@ -134,7 +132,7 @@ def sweep(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise DataError("a sweep trains one run after the other in one process; start it without accelerate launch or torchrun")
     plan = Sweep.read(path, overrides)
-    samples = load(data, convention, extra=plan.recipe.channels)
+    samples = tasks.load(data, plan.recipe, convention)
     for _, recipe in plan.runs.values():
         _check_network(recipe, samples)
     results = _taken_up(out, plan, Path(data).name, len(samples), resume)
@@ -212,7 +210,7 @@ def _taken_up(out: Path, plan: Sweep, data: str, count: int, resume: bool) -> di
     return {**fresh, "runs": rows}
 
 
-def _epochs(plan: Sweep, recipe: Recipe, samples: DataSet, training: np.ndarray) -> int:
+def _epochs(plan: Sweep, recipe: Recipe, samples: tasks.Data, training: np.ndarray) -> int:
     """How long a run trains: as its recipe says, or the whole number of epochs nearest to the budget, at least one."""
     if plan.budget == "epochs":
         return recipe.epochs
@@ -222,21 +220,21 @@ def _epochs(plan: Sweep, recipe: Recipe, samples: DataSet, training: np.ndarray)
     return max(1, round(steps / math.ceil(len(training) / recipe.batch_size)))
 
 
-def _check_network(recipe: Recipe, samples: DataSet) -> None:
+def _check_network(recipe: Recipe, samples: tasks.Data) -> None:
     """Build the network without weights: a name or an argument that it does not have is refused before hours of training."""
     if recipe.objective not in YARDSTICKS:
         raise DataError(f"a sweep compares the objectives {' and '.join(YARDSTICKS)}; the recipe's is '{recipe.objective}'")
     with torch.device("meta"):
-        networks.build(recipe.network, fitted(recipe, samples).network_arguments)
+        networks.build(recipe.network, tasks.fitted(recipe, samples).network_arguments)
 
 
 @torch.no_grad()
-def _measured(run: Path, samples: DataSet, validation: np.ndarray) -> dict[str, Any]:
+def _measured(run: Path, samples: tasks.Data, validation: np.ndarray) -> dict[str, Any]:
     """Losses, steps and time of a finished run, and the yardstick that does not depend on the loss it was trained with."""
     last = json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     recipe = from_dict(json.loads((run / "recipe.json").read_text(encoding="utf-8")), str(run))
-    condition = Condition.from_dict(json.loads((run / "condition.json").read_text(encoding="utf-8")))
-    batch = {key: torch.from_numpy(value) for key, value in Batches(samples.take(validation), condition, recipe).validation().items()}
+    condition = tasks.conditioning(json.loads((run / "condition.json").read_text(encoding="utf-8")))
+    batch = {key: torch.from_numpy(value) for key, value in batches(samples.take(validation), condition, recipe).validation().items()}
     network = networks.build(recipe.network, recipe.network_arguments)
     network.load_state_dict(checkpoint.load_weights(checkpoint.latest(run)))
     goal: Any = Scattering("l1") if recipe.objective == "scattering" else Denoising(recipe.scheduler, "mse")

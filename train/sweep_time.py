@@ -13,14 +13,12 @@ from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
 
 from runtime.condition import Condition
-from runtime.data import DataSet
 
-from . import networks, optimizers
-from .batches import Batches
+from . import networks, optimizers, tasks
 from .networks.surrogate import Surrogate
 from .objective import objective
 from .recipes import Recipe
-from .run import fitted
+from .sample_batches import batches
 
 WARM, TIMED = 3, 10
 
@@ -36,15 +34,15 @@ def own_precision() -> Iterator[None]:
 
 
 @own_precision()
-def seconds_per_step(recipe: Recipe, training: DataSet) -> float:
+def seconds_per_step(recipe: Recipe, training: tasks.Data) -> float:
     """The median time of a step of :func:`train.loop.train` on the training part, measured on throw-away weights."""
-    recipe = fitted(recipe, training)
+    recipe = tasks.fitted(recipe, training)
     accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(recipe.precision, recipe.precision))
-    conditioning = recipe.network_arguments.get("conditioning", "concatenated")
-    condition = Condition.measure(recipe.layout, training.Rm, training.Tm, training.h, recipe.canvas, conditioning, training.extra)
-    batches, goal = Batches(training, condition, recipe), objective(recipe)
+    condition = tasks.measure(recipe, training)
+    parts, goal = batches(training, condition, recipe), objective(recipe)
     network = networks.build(recipe.network, recipe.network_arguments)
     if isinstance(network, Surrogate):
+        assert isinstance(condition, Condition)
         network.measure(condition)
     ema = EMAModel(network.parameters(), decay=recipe.ema_decay)
     model, optimizer = accelerator.prepare(network, optimizers.build(recipe, network))
@@ -52,7 +50,7 @@ def seconds_per_step(recipe: Recipe, training: DataSet) -> float:
     times = []
     for step in range(WARM + TIMED):
         started = time.perf_counter()
-        batch = {key: torch.from_numpy(np.ascontiguousarray(a)).to(accelerator.device) for key, a in batches.training(step).items()}
+        batch = {key: torch.from_numpy(np.ascontiguousarray(a)).to(accelerator.device) for key, a in parts.training(step).items()}
         with accelerator.autocast():
             loss = goal(model, batch)
         accelerator.backward(loss)

@@ -18,7 +18,7 @@ from click.testing import Result
 from safetensors.torch import load_file, save_file
 
 import export.bundle as room
-from export import parity
+from export import parity, yardsticks
 from train import checkpoint
 
 
@@ -26,7 +26,7 @@ from train import checkpoint
 def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     """One engine and few candidates: what is compared is tested elsewhere."""
     monkeypatch.setattr(parity, "ENGINES", ("onnxruntime",))
-    monkeypatch.setattr(parity, "CANDIDATES", 2)
+    monkeypatch.setattr(yardsticks, "CANDIDATES", 2)
 
 
 @pytest.fixture

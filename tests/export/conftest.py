@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import export.bundle as room
-from export import parity
+from export import parity, yardsticks
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def run(small_run: Path, tmp_path: Path) -> Path:
 def quick(small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that do not look at the graphs: those of the small bundle, which take seconds to make, and one engine to compare."""
     monkeypatch.setattr(parity, "ENGINES", ("onnxruntime",))
-    monkeypatch.setattr(parity, "CANDIDATES", 2)
+    monkeypatch.setattr(yardsticks, "CANDIDATES", 2)
     graphs = {"output": "denoiser.onnx", "context": "encoder.onnx"}
     monkeypatch.setattr(room, "to_onnx", lambda part: (small_bundle / graphs[part.outputs[0]]).read_bytes())
 
@@ -34,7 +34,7 @@ def fused_bundle(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """The small run exported with its whole sampler as one file."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parity, "ENGINES", ("onnxruntime",))
-        patch.setattr(parity, "CANDIDATES", 2)
+        patch.setattr(yardsticks, "CANDIDATES", 2)
         sampling = {"scheduler": "dpmsolver++", "steps": 20}
         return room.export(small_run, tmp_path_factory.mktemp("bundle") / "fused", fused=6, sampling=sampling)
 

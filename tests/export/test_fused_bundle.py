@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from export import parity
+from export import yardsticks
 from export.bundle import export
 from export.fused import fuse
 from export.graph import Graph, value
@@ -41,7 +41,7 @@ def test_it_is_described_as_it_is(fused_bundle: Path) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_one_that_samples_otherwise_is_not_shipped(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parity, "BOUND_FUSED", 1e-12)
+    monkeypatch.setattr(yardsticks, "BOUND_FUSED", 1e-12)
     with pytest.raises(BundleError, match=r"only \d+% of sampler\.onnx's samples equal .*no bundle was written"):
         export(small_run, tmp_path / "bundle", fused=4)
     assert not (tmp_path / "bundle").exists()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export import parity
+from export import parity, yardsticks
 from export.bundle import export
 from runtime.data import DataSet
 from runtime.files import write_npz
@@ -32,7 +32,7 @@ def test_a_cell_from_training_to_designs(
 ) -> None:
     """Order maps of 23 x 23 and 31 x 31. What the light does is made up: exporting does not ask whether it obeys Maxwell."""
     monkeypatch.setattr(parity, "ENGINES", ("onnxruntime",))
-    monkeypatch.setattr(parity, "CANDIDATES", 1)
+    monkeypatch.setattr(yardsticks, "CANDIDATES", 1)
     geometry = Geometry(wavelength_nm=1550.0, period_nm=(period_nm, period_nm), harmonics=3, truncation="square")
     rng = np.random.default_rng(0)
     maps = rng.random((40, 2, 2 * orders + 1, 2 * orders + 1)).astype(np.float32)

@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 
 import export.bundle as room
-from export import parity
+from export import parity, yardsticks
 from runtime import design
 from runtime.channels import Channel
 from runtime.data import DataSet, load, open_npz
@@ -75,7 +75,7 @@ def two_run(both: Path, small_recipe: Any, tmp_path_factory: pytest.TempPathFact
 def two_bundle(two_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parity, "ENGINES", ("onnxruntime",))
-        patch.setattr(parity, "CANDIDATES", 2)
+        patch.setattr(yardsticks, "CANDIDATES", 2)
         return room.export(two_run, tmp_path_factory.mktemp("bundle") / "two", fused=3)
 
 
@@ -284,6 +284,7 @@ class TestFineTuning:
         measured = dataclasses.replace(data.take(data.h < 380), geometries={})
         begun = open_run(tmp_path / "run", recipe_of(two_run), Path("measured"), measured, False, init=two_run)
         assert begun.facts["channels"] == {name: SECOND.to_dict() for name in NAMES}
+        assert isinstance(begun.data, DataSet)
         assert begun.data.geometries == {"1480": SECOND}
 
     def test_another_second_wavelength_is_refused(self, data: DataSet, two_run: Path, tmp_path: Path) -> None:

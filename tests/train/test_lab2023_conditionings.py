@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 
-from export import parity
+from export import parity, yardsticks
 from export.bundle import export
 from runtime.condition import CONDITIONINGS, Condition
 from runtime.data import load as load_data
@@ -98,8 +98,9 @@ def test_trained_exported_and_sampled_without_pytorch(
     two = {"layers_per_block": 1, "block_out_channels": (32, 32)}
     two |= {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
     monkeypatch.setattr(lab2023, "UNet2DModel", lambda **arguments: UNet2DModel(**{**arguments, **two}))
-    for name, value in (("ENGINES", ("onnxruntime",)), ("CANDIDATES", 1), ("STEPS", 2), ("BATCHES", (1, 7)), ("TIMESTEPS", 2)):
+    for name, value in (("ENGINES", ("onnxruntime",)), ("STEPS", 2), ("BATCHES", (1, 7)), ("TIMESTEPS", 2)):
         monkeypatch.setattr(parity, name, value)
+    monkeypatch.setattr(yardsticks, "CANDIDATES", 1)
     data = load_data(small_data)
     write_npz(tmp_path / "tiny.npz", **data.take(slice(0, 24)).arrays())
     (tmp_path / "mine.toml").write_text(f'base = "lab2023"\n[network_arguments]\nconditioning = "{conditioning}"\n')

@@ -15,7 +15,7 @@ from train import checkpoint
 from train.batches import split
 from train.loop import learning_rate, train
 from train.recipes import RECIPES, Recipe
-from train.run import fitted
+from train.tasks import fitted
 
 
 def same_bytes(a: Path, b: Path) -> bool:

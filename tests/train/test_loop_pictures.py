@@ -82,7 +82,7 @@ def test_a_denoisers_picture_holds_what_the_sampler_gives(small_data: Path, smal
     light = np.random.default_rng(0).standard_normal((4, 1, 5, 5)).astype(np.float32)
     steps = samples.quick_plan(dataclasses.replace(small_recipe, sampling_steps=1000, sampling_scheduler="ddpm"))
     assert steps.num_steps == samples.STEPS
-    found = samples.sample(network, steps, (1, 5, 5), {"light": light}, torch.device("cpu"))  # type: ignore[arg-type]
+    found = samples.sample(network, steps, (1, 5, 5), {"light": light}, torch.device("cpu"), 4)  # type: ignore[arg-type]
     scheduler = DDIMScheduler.from_config({k: v for k, v in small_recipe.scheduler.items() if k != "_class_name"})
     scheduler.set_timesteps(samples.STEPS)
     noise = np.random.Generator(np.random.Philox(key=[2023, 0])).standard_normal((4, 1, 5, 5), dtype=np.float32)

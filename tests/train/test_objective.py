@@ -12,11 +12,11 @@ import torch
 
 from runtime.data import load
 from runtime.errors import BackendError, DataError
-from train.batches import Batches
 from train.loop import train
 from train.objective import Denoising, min_snr_weights, objective
 from train.recipes import RECIPES, Recipe, override
 from train.run import open_run
+from train.sample_batches import batches
 
 SCHEDULER = RECIPES["default"].scheduler
 
@@ -117,7 +117,7 @@ def test_every_objective_and_precision_trains(
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert all(math.isfinite(row["loss"]) for row in rows)
     opened = open_run(run, recipe, small_data, load(small_data), resume=True)
-    batch = Batches(opened.data.take(opened.validation), opened.condition, recipe).validation()
+    batch = batches(opened.data.take(opened.validation), opened.condition, recipe).validation()
     silent = Denoising(recipe.scheduler, recipe.loss, recipe.min_snr_gamma)(
         lambda sample, timestep, **light: torch.zeros_like(sample), {k: torch.from_numpy(v) for k, v in batch.items()}
     )

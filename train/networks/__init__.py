@@ -9,11 +9,19 @@ from torch import nn
 
 from runtime.errors import DataError
 
+from .feedforward import FeedForward
 from .lab2023 import Lab2023UNet
 from .spectral import SpectralDenoiser
 from .surrogate import Surrogate
+from .unet import ImageUNet
 
-NETWORKS: dict[str, type[nn.Module]] = {"lab2023": Lab2023UNet, "spectral": SpectralDenoiser, "surrogate": Surrogate}
+NETWORKS: dict[str, type[nn.Module]] = {
+    "lab2023": Lab2023UNet,
+    "spectral": SpectralDenoiser,
+    "surrogate": Surrogate,
+    "feedforward": FeedForward,
+    "unet": ImageUNet,
+}
 
 
 def build(name: str, arguments: dict[str, Any]) -> nn.Module:
