@@ -1,4 +1,4 @@
-"""The denoising loop of one batch: noise -> steps -> samples, in any engine.
+"""The denoising loop of one batch: noise -> steps -> samples, in any engine, for one condition or for several at once.
 
 Classifier-free guidance follows diffusers' convention: ``unconditional + guidance_scale * (conditional - unconditional)``. The paper
 (Ho & Salimans, arXiv 2207.12598) writes (1 + w) conditional - w unconditional, so guidance_scale = 1 + w and 1 is no guidance.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -42,19 +42,19 @@ def denoise(
     conditional: Arrays,
     unconditional: Arrays | None,
     guidance: Guidance,
-    seed: int,
-    candidates: range,
+    seed: int | Sequence[int],
+    candidates: Sequence[int],
     step_done: Callable[[int, np.ndarray], None],
     clean: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The samples (len(candidates), *shape) float32 of some candidates of a run.
+    """The samples (len(candidates), *shape) float32 of some candidates of a run, or of several runs that share the calls of the network.
 
     Args:
         shape: (channels, height, width) of a sample.
-        conditional: what the network sees beside sample and timestep, batch of 1.
+        conditional: what the network sees beside sample and timestep: a batch of 1 for all candidates, or a row for each.
         unconditional: the same with nothing asked for; None does without guidance.
         seed, candidates: each candidate has a counter-based generator of its own, Philox with the key (seed, candidate), so its noise
-            depends on nobody who shares the batch.
+            depends on nobody who shares the batch. One seed for all candidates, or one for each.
         step_done: called with (k, estimate of the clean samples) after step k, and with -1 before the first. What it raises stops the
             loop and reaches the caller.
         clean: a finished sample, of ``shape``, that every candidate begins from, under the noise of the plan's first timestep; None begins
@@ -64,7 +64,8 @@ def denoise(
         BackendError: the engine failed, or returned numbers that are not finite.
     """
     count = len(candidates)
-    generators = [np.random.Generator(np.random.Philox(key=[seed, candidate])) for candidate in candidates]
+    seeds = [seed] * count if isinstance(seed, int) else seed
+    generators = [np.random.Generator(np.random.Philox(key=list(key))) for key in zip(seeds, candidates, strict=True)]
     noise = np.empty((count, *shape), np.float32)
 
     def draw() -> np.ndarray:
@@ -81,7 +82,10 @@ def denoise(
             single = stack.enter_context(network.bind(conditional, count))
         if guided.any():
             assert unconditional is not None
-            both = {key: np.repeat(np.concatenate([unconditional[key], value]), count, axis=0) for key, value in conditional.items()}
+            both = {
+                key: np.concatenate([np.broadcast_to(part, (count, *part.shape[1:])) for part in (unconditional[key], value)])
+                for key, value in conditional.items()
+            }
             double = stack.enter_context(network.bind(both, 2 * count))
             doubled, mixed = np.empty((2, count, *shape), np.float32), np.empty_like(sample)
         timesteps = np.empty(2 * count, np.int64)

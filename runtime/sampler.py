@@ -289,8 +289,22 @@ class Sampler:
                 if on_step is not None and k >= 0:
                     on_step(done + k + 1, total, estimate)
 
-            shape = tuple(self.bundle.manifest["sample_shape"])
-            yield denoise(self.networks["denoiser"], table, shape, arrays, free, guidance, seed, candidates, step_done, clean)
+            yield self.denoise(table, arrays, free, guidance, seed, candidates, step_done, clean)
+
+    def denoise(
+        self,
+        table: Plan,
+        arrays: Mapping[str, np.ndarray],
+        free: Mapping[str, np.ndarray] | None,
+        guidance: Guidance,
+        seed: int,
+        candidates: range,
+        step_done: Callable[[int, np.ndarray], None],
+        clean: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """One batch of a stream, by :func:`loop.denoise`; a :class:`.batching.BatchingSampler` shares its calls among callers."""
+        shape = tuple(self.bundle.manifest["sample_shape"])
+        return denoise(self.networks["denoiser"], table, shape, arrays, free, guidance, seed, candidates, step_done, clean)
 
     def patterns(self, samples: np.ndarray) -> np.ndarray:
         """Binary patterns (n, N, N) uint8 of samples (n, *sample_shape): a pillar where the sample is above 0."""
