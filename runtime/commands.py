@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from . import design_commands, making_commands, options
 from .console import Group, check_writable, status
 from .plot_commands import plot
+from .serve_commands import serve
 from .version import __version__
 
 
@@ -22,7 +23,7 @@ def group() -> None:
     """From a wanted light scattering to metasurface patterns that produce it."""
 
 
-for _command in (design_commands.infer, design_commands.verify, making_commands.tolerance, making_commands.gds, plot):
+for _command in (design_commands.infer, design_commands.verify, making_commands.tolerance, making_commands.gds, plot, serve):
     group.add_command(_command)
 
 

@@ -9,7 +9,7 @@ import importlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,7 +94,12 @@ class Saved:
 
 
 def save(
-    designs: Sequence[Design], target: Target, directory: str | os.PathLike[str], mat_convention: str = "lab", ranking: str = RANKING
+    designs: Sequence[Design],
+    target: Target,
+    directory: str | os.PathLike[str],
+    mat_convention: str = "lab",
+    ranking: str = RANKING,
+    only: Collection[str] | None = None,
 ) -> Saved:
     """Write the designs, best first: the five ``designs`` files of DESIGN.md, and of the best one a figure, ``design.png`` and ``.svg``.
 
@@ -110,6 +115,7 @@ def save(
         directory: made where it does not exist.
         mat_convention: of the maps in ``designs.mat``: ``lab``, order (m, n) at ``[-n + M, -m + M]``, or ``metascatter``.
         ranking: what they were ranked by, in words for ``designs.json``.
+        only: names of the files to write; None writes all.
 
     Raises:
         DataError: no design, an unknown convention, designs that do not go together, or a directory that cannot be written.
@@ -123,6 +129,8 @@ def save(
     paths: list[Path] = []
     with contextlib.ExitStack() as stack:
         for name, package, write in WRITERS:
+            if only is not None and name not in only:
+                continue
             if package is not None and not _installed(package):
                 missing.append((name, "lab"))
                 continue

@@ -59,20 +59,24 @@ def _write_npz(path: Path, content: Content) -> None:
         np.savez_compressed(stream, **content.arrays)  # type: ignore[arg-type]
 
 
-def _write_json(path: Path, content: Content) -> None:
-    designs, target = content.designs, content.target
-    document = {
+def document(designs: Sequence[Design], target: Target, ranking: str = RANKING) -> dict[str, Any]:
+    """What ``designs.json`` says of designs, best first, as JSON values."""
+    return {
         "target": target.name,
         "metascatter": __version__,
         "score": "misrouted power: the share of the light that does not go where the target wants it; 0 is exact, 1 the worst",
-        "ranked_by": content.ranking,
+        "ranked_by": ranking,
         "pattern_axes": "row i is x in [i, i+1] pixels, character j is y in [j, j+1] pixels, 1 is a pillar",
         "order_axes": "order (m, n) has the transverse wavevector (+2 pi m / period_x, +2 pi n / period_y) added to the incident one",
         "geometry": designs[0].geometry.to_dict(),
         **channel_words(designs, target),
         "designs": entries(designs, target),
     }
-    path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _write_json(path: Path, content: Content) -> None:
+    words = document(content.designs, content.target, content.ranking)
+    path.write_text(json.dumps(words, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _write_mat(path: Path, content: Content) -> None:

@@ -29,6 +29,8 @@ PACKAGES = {
     "matplotlib": "lab",
     "gdstk": "lab",
     "h5py": "lab",
+    "nicegui": "ui",
+    "limits": "ui",
 }
 
 

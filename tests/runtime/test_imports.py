@@ -25,6 +25,8 @@ HEAVY = [
     "gdstk",
     "h5py",
     "click",
+    "fastapi",
+    "nicegui",
     "tqdm",
     "train",
     "export",
@@ -36,7 +38,10 @@ ALLOWED = {
     "export": {"export", "train", "runtime"},
 }
 # The command line is the one part of the runtime that may need click to be imported.
-COMMANDS = {f"runtime/{name}.py" for name in ("commands", "design_commands", "making_commands", "plot_commands", "console", "options")}
+COMMANDS = {
+    f"runtime/{name}.py"
+    for name in ("commands", "design_commands", "making_commands", "plot_commands", "serve_commands", "console", "options")
+}
 
 
 def python(code: str) -> str:
