@@ -122,7 +122,7 @@ def picture(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
     axes[0].axvline(BUDGET, color="0.5", lw=1, ls=":")
     axes[0].set_ylim(0)
     axes[0].set_ylabel("misrouted power, median of the targets")
-    axes[1].legend(frameon=False, fontsize=8, loc="upper right")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
 
 
