@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from runtime import sample_pictures
 from runtime.errors import BundleError, DataError, TargetError
 from runtime.labels import Labels
+from runtime.manifest import digest, read_manifest
 from runtime.samples import CIFAR10, SampleSet, load
 
 RNG = np.random.default_rng(0)
@@ -163,3 +166,40 @@ def test_pictures_and_animations_appear(tmp_path: Path) -> None:
     sample_pictures.animate(tmp_path / "a.gif", "points", [(f"{k}", points * k) for k in range(1, 4)])
     with image.open(tmp_path / "a.gif") as moving:
         assert moving.n_frames == 3
+
+
+@pytest.fixture
+def manifest(small_bundle: Path) -> dict[str, Any]:
+    """The manifest of a metasurface's bundle made one of images."""
+    fields: dict[str, Any] = json.loads((small_bundle / "manifest.json").read_text())
+    for key in ("geometry", "pattern_size", "window", "channels"):
+        fields.pop(key, None)
+    return {**fields, "task": "samples", "condition": Labels(("a", "b")).to_dict()}
+
+
+def read(manifest: dict[str, Any]) -> dict[str, Any]:
+    return read_manifest(json.dumps({**manifest, "digest": digest(manifest)}).encode(), "manifest.json")
+
+
+def test_a_manifest_of_images_needs_no_geometry(manifest: dict[str, Any]) -> None:
+    assert read(manifest)["condition"]["classes"] == ["a", "b"]
+    with pytest.raises(BundleError, match="lacks 'geometry'"):
+        read({**manifest, "task": "metasurface"})
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("layout", [None, "orders", "planes"]),
+        ("classes", [None, 3, "ab", [3], [""], ["x" * 201], ["a", "a"], ["a"] * 1001]),
+        ("offset", [None, "0", True, 1e9]),
+        ("scale", [None, 0, -1, "1", 1e9]),
+    ],
+)
+def test_a_manifest_of_images_is_held_against_its_schema(manifest: dict[str, Any], field: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(BundleError, match=f"manifest.json: 'condition/{field}'"):
+            read({**manifest, "condition": {**manifest["condition"], field: value}})
+    del manifest["condition"][field]
+    with pytest.raises(BundleError, match=f"lacks 'condition/{field}'"):
+        read(manifest)
