@@ -158,7 +158,6 @@ def topology_optimisation(problem: Problem, seed: int) -> None:
 
     from train.rcwa import TorchSolver, misrouted_power
 
-    torch.set_num_threads(1)
     geometry = dataclasses.replace(problem.geometry, harmonics=min(COARSE, problem.geometry.harmonics))
     solver = TorchSolver(geometry, problem.target.orders, dtype=torch.complex64)
     generator = torch.Generator().manual_seed(seed)

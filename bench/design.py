@@ -140,6 +140,11 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=64, help="Candidates of ours.")
     options = parser.parse_args()
 
+    if any("topology" in method for method in options.methods):
+        import torch
+
+        torch.set_num_threads(1)  # one core for everybody
+
     data = load_data(options.data)
     wanted = targets(data, options.targets)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runtime.channels import fault
 from runtime.errors import DataError
+
+from .recipe_checks import check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,15 +219,6 @@ RECIPES = {
     ),
 }
 
-_CHOICES = {
-    "objective": ("denoising", "consistency", "scattering"),
-    "loss": ("mse", "l1", "huber"),
-    "optimizer": ("adam", "adamw", "muon"),
-    "lr_schedule": ("constant", "cosine"),
-    "precision": ("fp32", "bf16", "fp16"),
-    "layout": ("orders", "planes", "labels"),
-}
-
 
 def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """A recipe by name, or from a ``.json`` or ``.toml`` file, with fields overridden.
@@ -297,84 +288,5 @@ def override(recipe: Recipe, fields: Mapping[str, Any], where: str) -> Recipe:
         if isinstance(fields.get(key), Mapping):
             fields = {**fields, key: {**getattr(recipe, key), **fields[key]}}
     recipe = dataclasses.replace(recipe, **fields)
-    _check(recipe, where)
+    check(recipe, where)
     return recipe
-
-
-# What a field of each annotation may hold; a bool is no number.
-_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
-    "str": ((str,), "a text"),
-    "int": ((int,), "a whole number"),
-    "float": ((int, float), "a number"),
-    "bool": ((bool,), "true or false"),
-    "dict[str, Any]": ((dict,), "a table"),
-    "list[str]": ((list,), "a list of names"),
-}
-_POSITIVE = ("batch_size", "epochs", "lr")
-_NOT_NEGATIVE = (
-    *("warmup_steps", "gradient_clip", "min_snr_gamma", "target_noise", "guidance_scale"),
-    *("training_samples", "seed", "canvas", "sampling_steps"),
-)
-_SHARES = ("masks", "condition_dropout", "ema_decay")
-_PROPER_SHARES = ("validation_fraction", "mix_share")
-
-
-def _check(recipe: Recipe, where: str) -> None:
-    for field in dataclasses.fields(recipe):
-        value, (kinds, words) = getattr(recipe, field.name), _KINDS[str(field.type)]
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise DataError(f"{where}: '{field.name}' is {value!r}; expected {words}")
-    for key, allowed in _CHOICES.items():
-        if getattr(recipe, key) not in allowed:
-            raise DataError(f"{where}: '{key}' is {getattr(recipe, key)!r}; choose {', '.join(allowed)}")
-    wrong = fault(recipe.channels)
-    if wrong:
-        raise DataError(f"{where}: 'channels' {wrong}")
-    if recipe.channels and (recipe.layout != "orders" or recipe.objective == "scattering"):
-        what = "the layout 'planes' (lab2023)" if recipe.layout != "orders" else f"the objective '{recipe.objective}'"
-        raise DataError(f"{where}: 'channels' names '{recipe.channels[0]}' and {what} has no place for further maps; leave 'channels' out")
-    for names, holds, words in (
-        (_POSITIVE, lambda value: 0 < value < math.inf, "above 0"),
-        (_NOT_NEGATIVE, lambda value: 0 <= value < math.inf, "0 or more"),
-        (_SHARES, lambda value: 0 <= value <= 1, "from 0 to 1"),
-        (_PROPER_SHARES, lambda value: 0 < value < 1, "above 0 and below 1"),
-    ):
-        for key in names:
-            if not holds(getattr(recipe, key)):
-                raise DataError(f"{where}: '{key}' is {getattr(recipe, key)}; it must be {words}")
-    if recipe.masks + recipe.condition_dropout > 1:
-        raise DataError(f"{where}: 'masks' and 'condition_dropout' are {recipe.masks} and {recipe.condition_dropout}; together at most 1")
-    for key, objectives in (("min_snr_gamma", ("denoising",)), ("target_noise", ("denoising", "consistency"))):
-        if recipe.objective not in objectives and getattr(recipe, key):
-            raise DataError(f"{where}: '{key}' is {getattr(recipe, key)}, which is for denoising; leave it at 0")
-    if recipe.objective == "consistency":
-        levels, timesteps = (recipe.scheduler.get(key, 0) for key in ("original_inference_steps", "num_train_timesteps"))
-        if not isinstance(levels, int) or not 1 <= levels <= timesteps:
-            raise DataError(
-                f"{where}: the scheduler's 'original_inference_steps' is {levels!r}; expected the number of levels of the teacher's path, "
-                f"from 1 to {timesteps}"
-            )
-        if recipe.layout != "orders" and recipe.guidance_scale != 1:
-            raise DataError(f"{where}: 'guidance_scale' is {recipe.guidance_scale}; a network without a mask is not guided, leave it at 1")
-    _check_labels(recipe, where)
-
-
-def _check_labels(recipe: Recipe, where: str) -> None:
-    """What the layout ``labels`` has and what only it has."""
-    if recipe.layout != "labels":
-        for key in ("data", "classes", "labelled", "quick"):
-            if getattr(recipe, key):
-                raise DataError(f"{where}: '{key}' is {getattr(recipe, key)!r}, which is for the layout 'labels'; leave it out")
-        if recipe.guidance_scale != 1 and recipe.objective != "consistency":
-            raise DataError(
-                f"{where}: 'guidance_scale' is {recipe.guidance_scale}; of metasurfaces it is stated when exporting, leave it at 1"
-            )
-        return
-    if recipe.objective != "denoising":
-        raise DataError(f"{where}: the objective is '{recipe.objective}' and the layout 'labels'; expected 'denoising'")
-    for key in ("masks", "height_power", "target_noise"):
-        if getattr(recipe, key):
-            raise DataError(f"{where}: '{key}' is {getattr(recipe, key)}, which is for metasurfaces; leave it at 0")
-    guided = recipe.condition_dropout or recipe.guidance_scale != 1
-    if guided and not recipe.labelled:
-        raise DataError(f"{where}: 'condition_dropout' and 'guidance_scale' need a network that is told the class; set 'labelled' to true")

@@ -93,10 +93,12 @@ def _level() -> Any:
     return _option(None, f"null or a number from {_TINY:g} to {_HUGE:g}", lambda v: v is None or (_is_number(v) and _TINY <= v <= _HUGE))
 
 
+# Neither compared nor printed: the code that dataclasses would write for it takes half of the time of importing this file.
+
 # --- What groups of classes read ------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Options:
     """What every scheduler reads: the noise schedule, the meaning of the network's output, the spacing of the steps."""
 
@@ -114,14 +116,14 @@ class Options:
     steps_offset: int = _whole(0, 0, 10_000)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class RescaleOptions(Options):
     """Classes whose noise schedule can be made to end without any signal."""
 
     rescale_betas_zero_snr: bool = _flag(False)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class ThresholdOptions(RescaleOptions):
     """Classes that can threshold the estimate (all of them can rescale the betas too)."""
 
@@ -130,7 +132,7 @@ class ThresholdOptions(RescaleOptions):
     sample_max_value: float = _number(1.0, _TINY, _HUGE)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class ClipOptions(Options):
     """Classes that can clip the estimate."""
 
@@ -138,7 +140,7 @@ class ClipOptions(Options):
     clip_sample_range: float = _number(1.0, _TINY, _HUGE)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class KarrasOptions(Options):
     """Classes that can spread their noise levels as EDM does, between sigma_min and sigma_max where these are given.
 
@@ -152,7 +154,7 @@ class KarrasOptions(Options):
     use_beta_sigmas: bool = _off()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class MultistepOptions(ThresholdOptions, KarrasOptions):
     """What DPM-Solver and UniPC share; neither ever clips the estimate."""
 
@@ -166,21 +168,21 @@ class MultistepOptions(ThresholdOptions, KarrasOptions):
 # --- diffusers' classes ---------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class DDPMOptions(ThresholdOptions, ClipOptions):
     """Options of diffusers' ``DDPMScheduler``."""
 
     clip_sample: bool = _flag(True)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class DDIMOptions(DDPMOptions):
     """Options of diffusers' ``DDIMScheduler``."""
 
     set_alpha_to_one: bool = _flag(True)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class DPMSolverOptions(MultistepOptions):
     """Options of diffusers' ``DPMSolverMultistepScheduler``.
 
@@ -197,7 +199,7 @@ class DPMSolverOptions(MultistepOptions):
     use_lu_lambdas: bool = _off()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class UniPCOptions(MultistepOptions):
     """Options of diffusers' ``UniPCMultistepScheduler``, which takes the solver types of the others for ``bh2``."""
 
@@ -209,7 +211,7 @@ class UniPCOptions(MultistepOptions):
     shift_terminal: None = _off(None)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class EulerOptions(RescaleOptions, KarrasOptions):
     """Options of diffusers' ``EulerDiscreteScheduler``.
 
@@ -222,14 +224,14 @@ class EulerOptions(RescaleOptions, KarrasOptions):
     timestep_type: str = _one_of("discrete", "discrete")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class EulerAncestralOptions(RescaleOptions):
     """Options of diffusers' ``EulerAncestralDiscreteScheduler``."""
 
     timestep_spacing: str = _one_of("linspace", "leading", "trailing", "linspace")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class HeunOptions(KarrasOptions, ClipOptions):
     """Options of diffusers' ``HeunDiscreteScheduler``."""
 
@@ -238,7 +240,7 @@ class HeunOptions(KarrasOptions, ClipOptions):
     timestep_spacing: str = _one_of("linspace", "leading", "trailing", "linspace")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class LCMOptions(ThresholdOptions, ClipOptions):
     """Options of diffusers' ``LCMScheduler``, which spaces its timesteps by ``original_inference_steps`` alone."""
 

@@ -24,7 +24,7 @@ from ..batching import BatchingSampler
 from ..bundle import Bundle
 from ..design import Design
 from ..design_files import WRITERS, document
-from ..errors import DataError, MetascatterError, TargetError
+from ..errors import BundleError, DataError, MetascatterError, TargetError
 from ..physics.verify import default_workers
 from ..target import Target
 from .slots import Slots
@@ -119,11 +119,17 @@ class Jobs:
         bundle, engine: as for ``metascatter.load``; engine holds backend, device and precision.
         max_queue: jobs waiting and at work; more are refused.
         workers: cores for solving; None is all this process may use.
+
+    Raises:
+        BundleError: the bundle is none of metasurfaces, or damaged.
     """
 
     def __init__(self, bundle: str | Path | None, engine: dict[str, Any], max_queue: int = 128, workers: int | None = None) -> None:
+        opened = Bundle.open(bundle)
+        if not opened.designs:
+            raise BundleError(f"{opened.path} samples images or points, and the server designs metasurfaces; name a bundle of those")
         self.slots = Slots(workers or default_workers())
-        self.sampler = BatchingSampler(Bundle.open(bundle), **engine, waiting=self.slots.lend)
+        self.sampler = BatchingSampler(opened, **engine, waiting=self.slots.lend)
         self.max_queue, self.stopping = max_queue, False
         self._pool = ThreadPoolExecutor(_THREADS, "metascatter-job")
         self._changed = threading.Condition()

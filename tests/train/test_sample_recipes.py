@@ -124,6 +124,12 @@ def test_images_of_a_class_without_pytorch(image_bundle: Path, tmp_path: Path) -
         assert picture.stat().st_size > 3000
 
 
+def test_images_are_not_served(image_bundle: Path) -> None:
+    pytest.importorskip("nicegui")
+    done = run("serve", "--bundle", image_bundle, "--port", 0)
+    assert (done.exit_code, "the server designs metasurfaces" in done.output) == (2, True)
+
+
 def test_guidance_follows_the_class(image_bundle: Path) -> None:
     with load(image_bundle, backend="onnxruntime", device="cpu", precision="fp32") as sampler:
         samples = {scale: generate(sampler, "left", 4, 0, guidance_scale=scale)[0] for scale in (1.0, 2.0, 4.0)}
