@@ -11,7 +11,7 @@ demo: .venv/.runtime
 test: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 install-dev: .venv/.dev
 
