@@ -8,10 +8,11 @@ PIP = $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints
 demo: .venv/.runtime
 	$(BIN)/python cli.py infer examples/targets/splitter.json --out demo
 
+# A worker of pytest for every core, of one thread each: the threads of several would wait for one another.
 test: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 install-dev: .venv/.dev
 
