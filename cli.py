@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from runtime.commands import group, simulate, status
-from runtime.console import check_writable
+from runtime.console import check_writable, given
 from runtime.errors import BackendError
 
 
@@ -90,7 +89,7 @@ def train(
     work: dict[str, Any] = {"convention": convention, "resume": resume, "init": init, "mix": mix}
     work |= {"checkpoint_every": checkpoint_every, "keep": keep, "pictures_every": pictures_every}
     if sweep is not None:
-        if click.get_current_context().get_parameter_source("recipe") is ParameterSource.COMMANDLINE:
+        if given("recipe"):
             raise click.UsageError(f"{sweep} names its recipe; leave --recipe out")
         if data_path is None or quick:
             raise click.UsageError("a sweep needs --data and has no quick settings")
@@ -173,8 +172,7 @@ def export(
         from export.bundle import export as write_bundle
 
         for name in ("engine_dir", "compute_capability", "workspace_mb", "version_compatible", "hardware_compatible"):
-            given = click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
-            if given and not tensorrt:
+            if given(name) and not tensorrt:
                 raise click.UsageError(f"--{name.replace('_', '-')} is for engines; add --tensorrt")
         if tensorrt:
             engines.check(capability, version_compatible=version_compatible, hardware_compatible=hardware_compatible)

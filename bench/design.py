@@ -34,14 +34,8 @@ from runtime.sampler import load  # noqa: E402
 from runtime.target import Target  # noqa: E402
 
 OURS, PLAIN = "ours", "ours, not refined"
-RIVALS = (
-    "random",
-    "hill climbing from the nearest sample",
-    f"hill climbing from the nearest sample, +-{COARSE}",
-    "genetic algorithm",
-    f"genetic algorithm, +-{COARSE}",
-    f"topology optimisation, +-{COARSE}",
-)
+CLIMBING, TOPOLOGY, COARSELY = "hill climbing from the nearest sample", "topology optimisation", f", +-{COARSE}"
+RIVALS = ("random", CLIMBING, CLIMBING + COARSELY, "genetic algorithm", "genetic algorithm" + COARSELY, TOPOLOGY + COARSELY)
 METHODS = (OURS, PLAIN, *RIVALS)
 AT_SOLVES = (1, 4, 8, 16, 32, 64, 128, 250, 500)
 AT_SECONDS = (2, 5, 10, 20, 40, 80)
@@ -140,7 +134,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=64, help="Candidates of ours.")
     options = parser.parse_args()
 
-    if any("topology" in method for method in options.methods):
+    if TOPOLOGY + COARSELY in options.methods:
         import torch
 
         torch.set_num_threads(1)  # one core for everybody
@@ -150,28 +144,26 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
 
     with load(options.bundle, backend=options.backend, threads=1) as sampler:
-        starts = nearest(wanted, data, load_data(options.train_data)) if any("hill" in method for method in options.methods) else None
+        starts = nearest(wanted, data, load_data(options.train_data))
         results: dict[str, list[dict[str, Any]]] = {}
         for method in options.methods:
             for i, target in enumerate(wanted):
                 path = options.out / f"{method.replace(' ', '-').replace(',', '')}.{i}.json"
                 if not path.exists():
-                    search: Method
-                    coarse, budget = COARSE if "+-" in method and "topology" not in method else None, options.solves
-                    if method in (OURS, PLAIN):
-                        search = functools.partial(_rivals.ours, sampler=sampler, n=options.n, refine=method == OURS)
-                        budget = min(budget, LONGER)
-                    elif "hill" in method:
-                        assert starts is not None
-                        search = functools.partial(_rivals.hill_climbing, start=starts[i])
-                    elif "genetic" in method:
-                        search = _rivals.genetic_algorithm
-                    elif "topology" in method:
-                        search = _rivals.topology_optimisation
-                    else:
-                        search = _rivals.random_search
+                    name = method.removesuffix(COARSELY)
+                    ways: dict[str, Method] = {
+                        OURS: functools.partial(_rivals.ours, sampler=sampler, n=options.n, refine=True),
+                        PLAIN: functools.partial(_rivals.ours, sampler=sampler, n=options.n, refine=False),
+                        "random": _rivals.random_search,
+                        CLIMBING: functools.partial(_rivals.hill_climbing, start=starts[i]),
+                        "genetic algorithm": _rivals.genetic_algorithm,
+                        TOPOLOGY: _rivals.topology_optimisation,
+                    }
+                    # Topology optimisation takes its gradients coarsely by itself, and all that it solves counts.
+                    coarse = COARSE if name != method and name != TOPOLOGY else None
+                    budget = min(options.solves, LONGER) if method in (OURS, PLAIN) else options.solves
                     problem = Problem(target, data.geometry, data.xx.shape[-1], budget, coarse)
-                    record = _rivals.run(problem, search, options.seed * 1000 + i)
+                    record = _rivals.run(problem, ways[name], options.seed * 1000 + i)
                     write_json(path, {"method": method, "target": i, "height_nm": target.height_nm, "seed": options.seed, **record})
                 record = json.loads(path.read_text(encoding="utf-8"))
                 results.setdefault(method, []).append(record)

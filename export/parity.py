@@ -270,11 +270,9 @@ def refusal(precision: str, where: str, report: Mapping[str, Any] | None) -> tup
     path = report["trajectory"]
     if "ranked_change" not in path:
         moved, bound = path["mean_abs"], MOVED[precision]
-        return (
-            (f"{precision} on {where} moves samples by {moved:.3f} on average, more than {bound:g}", True)
-            if moved > bound
-            else (None, False)
-        )
+        if moved > bound:
+            return f"{precision} on {where} moves samples by {moved:.3f} on average, more than {bound:g}", True
+        return None, False
     change, bound = path["ranked_change"], WORSE[precision]
     if change > bound:
         return f"{precision} on {where} makes the median misrouted power worse by {change:.4f}, more than {bound:g}", True

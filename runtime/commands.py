@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from . import design_commands, making_commands, options
-from .console import Group, check_writable, status
+from .console import Group, check_writable, given, status
 from .plot_commands import plot
 from .serve_commands import serve
 from .version import __version__
@@ -91,10 +90,9 @@ def simulate(
         raise click.UsageError("give either --count or --patterns")
     if add is not None:
         assert patterns is not None
-        source = click.get_current_context().get_parameter_source
         fields: dict[str, Any] = {"rule": rule, "harmonics": harmonics, "truncation": truncation, "polarisation": polarisation}
         fields |= {"period_nm": (period_nm, period_nm), "wavelength_nm": wavelength_nm, "index": index}
-        changes = {name: value for name, value in fields.items() if source(name) is ParameterSource.COMMANDLINE}
+        changes = {name: value for name, value in fields.items() if given(name)}
         if "index" in changes:
             changes["index_pillar"] = changes["index_substrate"] = changes.pop("index")
         from .physics.add import add as run_add
@@ -185,7 +183,7 @@ def evaluate(
         check_writable(picture.absolute().parent)
     opened = Bundle.open(bundle)
     if not opened.designs:
-        return _evaluate_samples(bundle, data_path, n if _given("n") else None, seed, settings, engine, as_json)
+        return _evaluate_samples(bundle, data_path, n if given("n") else None, seed, settings, engine, as_json)
     if data_path is None:
         raise click.UsageError("Missing option '--data': held-out data, such as 'simulate --count 512 --seed 7' makes.")
     held_out = data.load(data_path, convention, extra=list(opened.channels), optional=True)
@@ -212,11 +210,6 @@ def evaluate(
     if picture is not None:
         scores.picture(result, picture)
         status(f"{picture} is drawn")
-
-
-def _given(name: str) -> bool:
-    """Whether an option was named, rather than left at its default."""
-    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 def _evaluate_samples(

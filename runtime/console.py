@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from .errors import BundleError, DataError, GeometryError, MetascatterError, TargetError
 
@@ -41,6 +42,11 @@ class Group(click.Group):
 def status(text: str) -> None:
     """A line for people, on stderr: stdout is for results."""
     click.echo(text, err=True)
+
+
+def given(option: str) -> bool:
+    """Whether an option of the command at work was written on the command line, rather than left at its default."""
+    return click.get_current_context().get_parameter_source(option) is ParameterSource.COMMANDLINE
 
 
 def check_writable(folder: Path) -> None:

@@ -13,18 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from .errors import BackendError, DataError
-from .generate import generate
+from .errors import DataError
+from .generate import generate, one_of
 from .sample_pictures import is_points, shown
-from .sampler import Sampler
-from .samples import SampleSet, swiss_roll
+from .sampler import OnStep, Sampler
+from .samples import SampleSet, sklearn, swiss_roll
 
 DRAWS = 5  # seeds, whose median counts
 DIRECTIONS = 256
 COMPONENTS = 32  # of the pixels
 MOST = 2000  # samples compared
 SCALES = (1.0, 2.0, 3.0, 5.0)  # guidance scales of the curve
-Progress = Callable[[int, int, object], None]
 
 
 def sliced_wasserstein(a: np.ndarray, b: np.ndarray, seed: int = 0) -> float:
@@ -52,7 +51,7 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def evaluate(
-    sampler: Sampler, data: SampleSet, n: int | None = None, seed: int = 0, on_step: Progress | None = None, **settings: Any
+    sampler: Sampler, data: SampleSet, n: int | None = None, seed: int = 0, on_step: OnStep | None = None, **settings: Any
 ) -> dict[str, Any]:
     """Scores as JSON values.
 
@@ -87,11 +86,7 @@ def evaluate(
     classify = _classifier(one) if labels.classes else None
     rows = []
     for k, guidance in enumerate(scales):
-
-        def step(done: int, total: int, estimate: object, before: int = k) -> None:
-            if on_step is not None:
-                on_step(before * total + done, len(scales) * total, estimate)
-
+        step = one_of(on_step, k, len(scales))
         made, places = generate(sampler, None, count, seed, step, **{**settings, "guidance_scale": guidance})
         images = shown(made, labels)
         accuracy = None if classify is None else float((classify(images) == places).mean())
@@ -113,19 +108,16 @@ def evaluate(
 
 
 def _points(
-    sampler: Sampler, data: SampleSet, count: int, seed: int, on_step: Progress | None, settings: Mapping[str, Any]
+    sampler: Sampler, data: SampleSet, count: int, seed: int, on_step: OnStep | None, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Medians over seeds: of samples to real points, of other real points to these, and of points drawn from one Gaussian."""
     found: dict[str, list[float]] = {"samples": [], "fresh_draw": [], "gaussian": []}
     for draw in range(DRAWS):
-
-        def step(done: int, total: int, estimate: object, before: int = draw) -> None:
-            if on_step is not None:
-                on_step(before * total + done, DRAWS * total, estimate)
-
         rng = np.random.default_rng((seed, draw))
         real, fresh = _two_draws(sampler, data, count, rng)
-        made = shown(generate(sampler, None, count, seed + draw, step, **settings)[0], sampler.bundle.labels).reshape(count, -1)
+        made = shown(
+            generate(sampler, None, count, seed + draw, one_of(on_step, draw, DRAWS), **settings)[0], sampler.bundle.labels
+        ).reshape(count, -1)
         gauss = rng.multivariate_normal(real.mean(axis=0), np.cov(real, rowvar=False), count)
         for name, points in (("samples", made), ("fresh_draw", fresh), ("gaussian", gauss)):
             found[name].append(sliced_wasserstein(points, real, draw))
@@ -153,11 +145,7 @@ def _features(x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 
 def _classifier(train: SampleSet) -> Callable[[np.ndarray], np.ndarray]:
     """scikit-learn's support vector machine on pixels, fitted to real images."""
-    try:
-        from sklearn.svm import SVC
-    except ImportError as error:
-        raise BackendError(f"classes are scored with scikit-learn, not importable here ({error}); pip install scikit-learn") from None
-    model = SVC().fit(train.x.reshape(len(train), -1) / 255.0, train.label)
+    model = sklearn("svm", "the score of classes").SVC().fit(train.x.reshape(len(train), -1) / 255.0, train.label)
     return lambda images: np.asarray(model.predict(images.reshape(len(images), -1) / 255.0))
 
 

@@ -38,16 +38,18 @@ def generate(
     shares = [n // len(wanted) + (k < n % len(wanted)) for k in range(len(wanted))]
     made, places = [], []
     for k, (place, share) in enumerate(zip(wanted, shares, strict=True)):
-
-        def step_done(step: int, total: int, estimate: np.ndarray, before: int = k) -> None:
-            if on_step is not None:
-                on_step(before * total + step, len(wanted) * total, estimate)
-
         # Classes begin from the same noise, which shows what the class does.
         condition = sampler.labelled(None if place < 0 else place)
-        made.append(sampler.sample(condition, max(share, 1), seed=seed, on_step=step_done, **settings))
+        made.append(sampler.sample(condition, max(share, 1), seed=seed, on_step=one_of(on_step, k, len(wanted)), **settings))
         places.append(np.full(len(made[-1]), place))
     return np.concatenate(made), np.concatenate(places)
+
+
+def one_of(on_step: OnStep | None, k: int, runs: int) -> OnStep | None:
+    """What the k-th of several runs of equal length has to call, so that ``on_step`` hears of them as of one."""
+    if on_step is None:
+        return None
+    return lambda step, total, estimate: on_step(k * total + step, runs * total, estimate)
 
 
 def save(sampler: Sampler, samples: np.ndarray, places: np.ndarray, seed: int, folder: Path, settings: dict[str, Any]) -> list[Path]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import importlib
 import math
 import os
 import struct
@@ -112,24 +113,24 @@ def load(source: str | os.PathLike[str], size: int = 0) -> SampleSet:
     return _idx(path)
 
 
-def _sklearn(what: str) -> Any:
+def sklearn(module: str, what: str) -> Any:
+    """A module of scikit-learn, for ``what``. Raises BackendError where it is not installed."""
     try:
-        import sklearn.datasets
+        return importlib.import_module(f"sklearn.{module}")
     except ImportError as error:
-        raise BackendError(f"the data set {what} needs scikit-learn, not importable here ({error}); pip install scikit-learn") from None
-    return sklearn.datasets
+        raise BackendError(f"{what} needs scikit-learn, not importable here ({error}); pip install scikit-learn") from None
 
 
 def _digits() -> SampleSet:
     """1797 grey digits of 8 x 8 pixels (Alpaydin & Kaynak, UCI), from 17 levels to 8 bits."""
-    found = _sklearn("digits").load_digits()
+    found = sklearn("datasets", "the data set digits").load_digits()
     x = np.round(found.images * (255 / 16)).astype(np.uint8)[:, None]
     return SampleSet(x, found.target.astype(np.int64), tuple(map(str, range(10))))
 
 
 def swiss_roll(count: int = _ROLL, seed: int = 0) -> SampleSet:
     """``count`` points of a Swiss roll seen along its axis, spread by noise of 0.5 (scikit-learn's ``make_swiss_roll``, x and z)."""
-    points, _ = _sklearn("swiss-roll").make_swiss_roll(count, noise=0.5, random_state=seed)
+    points, _ = sklearn("datasets", "the data set swiss-roll").make_swiss_roll(count, noise=0.5, random_state=seed)
     return _unlabelled(points[:, [0, 2]].astype(np.float32)[:, :, None, None])
 
 

@@ -44,7 +44,7 @@ def _draw_samples(path: Path, title: str, run: Run, network: nn.Module, device: 
     assert isinstance(labels, Labels)
     assert isinstance(data, SampleSet)
     count = POINTS if sample_pictures.is_points(data.shape) else IMAGES
-    wanted = np.arange(count) % max(1, len(labels.classes)) if labels.classes else np.full(count, -1)
+    wanted = np.arange(count) % len(labels.classes) if labels.classes else np.full(count, -1)
     made = sample(network, quick_plan(run.recipe), data.shape, labels.arrays(wanted), device, count)
     true = data.x[run.training[:count]]
     parts = [("training data", true), ("samples", sample_pictures.shown(made, labels))]
