@@ -12,6 +12,8 @@ from .console import Group, check_writable
 
 _out = click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help=".png, .svg or .pdf.")
 
+MOST = 20  # candidates of a target in a picture
+
 
 @click.group(cls=Group)
 def plot() -> None:
@@ -75,6 +77,10 @@ def reverse(
     from .sampler import load
     from .target import Target
 
+    if target_path is not None and label is not None:
+        raise click.UsageError("--label is for bundles of images, which take no target; leave one of the two out")
+    if target_path is not None and n is not None and n > MOST:
+        raise click.BadParameter(f"{n} is more than the {MOST} candidates that fit a picture.", param_hint="-n")
     if target_path is not None or out.suffix.lower() != ".gif":
         evaluate_picture.check(out)
     check_writable(out.absolute().parent)

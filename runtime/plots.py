@@ -13,7 +13,7 @@ from .data import DataSet
 from .drawing import COLOURS, FAINT, INK, PILLAR, box_of, matplotlib_needed
 from .files import atomic_file
 from .geometry import Geometry, propagating
-from .loop import Guidance, denoise
+from .loop import Guidance
 from .sampler import Sampler
 from .schedulers import Plan
 from .target import Target
@@ -179,6 +179,5 @@ def trace(
             estimates.append(found.copy())
         before.append(moving[0].copy())
 
-    shape = tuple(sampler.bundle.manifest["sample_shape"])
-    done = denoise(sampler.networks["denoiser"], table, shape, told, free, guidance, seed, range(n), watched)
+    done = sampler.denoise(table, told, free, guidance, seed, range(n), watched)
     return table, guidance, estimates, before, done

@@ -145,6 +145,8 @@ def test_what_does_not_go_together_is_said(image_bundle: Path, small_bundle: Pat
         (("infer", "--bundle", small_bundle), 2, "designs metasurfaces; name what the light should do"),
         (("infer", "deflector", "--bundle", image_bundle), 2, "samples images or points, not metasurfaces"),
         (("infer", "deflector", "--label", "1"), 2, "--label is for bundles of images"),
+        (("plot", "reverse", "deflector", "--label", "1"), 2, "--label is for bundles of images"),
+        (("plot", "reverse", "deflector", "-n", 21), 2, "more than the 20 candidates that fit a picture"),
     ):
         done = run(*arguments, "--out", tmp_path / "out")
         assert done.exit_code == status
