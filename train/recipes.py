@@ -189,11 +189,11 @@ RECIPES = {
         sampling_steps=40,
         batch_size=256,
         lr=1e-3,
-        epochs=2000,
+        epochs=500,
         lr_schedule="cosine",
         ema_decay=0.999,
         data="swiss-roll",
-        quick={"epochs": 600},
+        quick={"epochs": 150},
         **_SAMPLES,
     ),
     # Images of a class, guided: scikit-learn's digits, or any pictures in a folder per class.
