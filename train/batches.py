@@ -18,6 +18,7 @@ from runtime.errors import DataError
 
 from . import tasks
 from .channels import channel_masks, every_mirror_holds, strong_orders
+from .order import Order, in_pieces
 from .recipes import Recipe
 from .symmetry import mirror, shift
 
@@ -69,29 +70,40 @@ class Batches:
         self.per_epoch = math.ceil(len(data) / self.own)
         self.mirrors = recipe.mirrors and every_mirror_holds(data.geometry, data.geometries.values())
         self.timesteps = int(recipe.scheduler.get("num_train_timesteps", 1000)) if recipe.objective != "scattering" else 0
+        self._order = self._ordered(data, ORDER)
+        self._mix_order = None if mix is None else self._ordered(mix, _MIX_ORDER)
         size = data.xx.shape[-1]
         self.side = recipe.canvas or size
         self.start = (self.side - size) // 2
 
-    def training(self, step: int) -> dict[str, np.ndarray]:
+    def _ordered(self, data: DataSet, stream: int) -> Order:
+        power = self.recipe.height_power
+        return Order(len(data), self.recipe.seed, stream, data.h.astype(np.float64) ** power if power else None)
+
+    def training(self, step: int, start: int = 0, end: int | None = None) -> dict[str, np.ndarray]:
         """The batch of a step: ``sample``, ``noise`` (B, 1, S, S), ``timestep`` (B,) int64 and the condition's arrays; for the objective
-        ``scattering`` ``pattern`` (B, 1, N, N), ``height_nm`` (B, 1) and ``R``, ``T`` (B, 2M+1, 2M+1).
+        ``scattering`` ``pattern`` (B, 1, N, N), ``height_nm`` (B, 1) and ``R``, ``T`` (B, 2M+1, 2M+1). Of its rows, ``start`` to ``end``.
 
         The last batch of an epoch is filled up from its beginning, so that every batch has the same size. With the recipe's
         ``height_power`` an epoch is as many draws with replacement as there are samples.
         """
-        part = self.data.take(self._drawn(self.data, step, self.own, ORDER))
-        if self.mix is not None:
-            more = self.mix.take(self._drawn(self.mix, step, self.mixed, _MIX_ORDER))
-            xx, h, Rm, Tm = (np.concatenate([getattr(part, key), getattr(more, key)]) for key in ("xx", "h", "Rm", "Tm"))
-            extra = {name: np.concatenate([maps, more.extra[name]]) for name, maps in part.extra.items()}
-            part = dataclasses.replace(part, xx=xx, h=h, Rm=Rm, Tm=Tm, extra=extra)
-        return self._assemble(part, np.random.Generator(np.random.Philox(key=[self.recipe.seed, step])), True)
+        own = self._order.rows(step, self.own)
+        more = None if self._mix_order is None else self._mix_order.rows(step, self.mixed)
 
-    def _drawn(self, data: DataSet, step: int, count: int, stream: int) -> np.ndarray:
-        """Indices (count,) into ``data`` of a step; see :func:`drawn`."""
-        odds = data.h.astype(np.float64) ** self.recipe.height_power if self.recipe.height_power else None
-        return drawn(len(data), step, count, self.recipe.seed, stream, odds)
+        def make(rows: slice, random: np.random.Generator) -> dict[str, np.ndarray]:
+            return self._assemble(self._take(own, more, rows), random, True)
+
+        return in_pieces(make, self.recipe.batch_size, self.recipe.seed, step, start, end)
+
+    def _take(self, own: np.ndarray, more: np.ndarray | None, rows: slice) -> DataSet:
+        """Some rows of a batch, which is of the data's own samples first and mixed-in ones after them."""
+        part = self.data.take(own[rows])
+        if self.mix is None or more is None:
+            return part
+        other = self.mix.take(more[max(rows.start - self.own, 0) : max(rows.stop - self.own, 0)])
+        xx, h, Rm, Tm = (np.concatenate([getattr(part, key), getattr(other, key)]) for key in ("xx", "h", "Rm", "Tm"))
+        extra = {name: np.concatenate([maps, other.extra[name]]) for name, maps in part.extra.items()}
+        return dataclasses.replace(part, xx=xx, h=h, Rm=Rm, Tm=Tm, extra=extra)
 
     def validation(self, limit: int = 2048) -> dict[str, np.ndarray]:
         """One fixed batch of the first ``limit`` samples: the same noise and timesteps whenever it is asked for."""
@@ -132,17 +144,6 @@ class Batches:
             "timestep": timestep,
             **self.condition.arrays(R, T, part.h, mask_R, mask_T, extra, masks),
         }
-
-
-def drawn(size: int, step: int, count: int, seed: int, stream: int, odds: np.ndarray | None = None) -> np.ndarray:
-    """Indices (count,) below ``size`` of a step: successive pieces of a new order each time all have been gone through.
-
-    With ``odds`` (size,) an order is as many draws with replacement.
-    """
-    epoch, position = divmod(step, math.ceil(size / count))
-    draws = np.random.Generator(np.random.Philox(key=[seed, stream + epoch]))
-    order = draws.permutation(size) if odds is None else draws.choice(size, size, p=odds / odds.sum())
-    return np.take(order, np.arange(position * count, (position + 1) * count), mode="wrap")
 
 
 def random_masks(rng: np.random.Generator, R: np.ndarray, T: np.ndarray, partial: float, dropped: float) -> tuple[np.ndarray, np.ndarray]:

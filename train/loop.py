@@ -111,6 +111,7 @@ def train(
     if recipe.compile:
         model = torch.compile(model)
     ema.to(accelerator.device)
+    start, end, weight = processes.share(recipe.batch_size, accelerator)
     total = recipe.epochs * parts.per_epoch
     last = total if stop_after is None else min(total, step + stop_after)
     held = held_out(run, accelerator)
@@ -129,7 +130,7 @@ def train(
         while step < last:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, step, total)
-            batch, weight = processes.share(parts.training(step), accelerator)
+            batch = parts.training(step, start, end)
             # Whatever the network draws depends on the step alone, like all the rest.
             torch.manual_seed(processes.step_seed(recipe.seed, step, accelerator.process_index))
             with accelerator.autocast():

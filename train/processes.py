@@ -45,17 +45,15 @@ def rows(batch: Mapping[str, Sized]) -> int:
     return len(next(iter(batch.values())))
 
 
-def share(batch: dict[str, np.ndarray], accelerator: Accelerator) -> tuple[dict[str, np.ndarray], float]:
-    """This process's part of a global batch, and the factor of its loss.
+def share(count: int, accelerator: Accelerator) -> tuple[int, int, float]:
+    """This process's part of a global batch of ``count`` rows, from one row to before another, and the factor of its loss.
 
     Gradients are averaged over processes, so a part's loss counts by how much larger than the average part it is: the mean over
     processes is then the mean over the global batch, whether or not the batch can be divided evenly.
     """
-    processes, index, count = accelerator.num_processes, accelerator.process_index, rows(batch)
-    if processes == 1:
-        return batch, 1.0
+    processes, index = accelerator.num_processes, accelerator.process_index
     start, end = count * index // processes, count * (index + 1) // processes
-    return {key: value[start:end] for key, value in batch.items()}, processes * (end - start) / count
+    return start, end, processes * (end - start) / count
 
 
 def agree(loss: torch.Tensor, asked: bool, accelerator: Accelerator) -> tuple[float, bool]:

@@ -11,7 +11,8 @@ from runtime.data import DataSet
 from runtime.labels import Labels
 from runtime.samples import SampleSet
 
-from .batches import ORDER, VALIDATION, Batches, drawn
+from .batches import ORDER, VALIDATION, Batches
+from .order import Order, in_pieces
 from .recipes import Recipe
 from .tasks import Conditioning, Data
 
@@ -28,12 +29,20 @@ class SampleBatches:
     def __init__(self, data: SampleSet, condition: Labels, recipe: Recipe) -> None:
         self.data, self.condition, self.recipe = data, condition, recipe
         self.per_epoch = math.ceil(len(data) / recipe.batch_size)
+        self._order = Order(len(data), recipe.seed, ORDER)
         self.timesteps = int(recipe.scheduler.get("num_train_timesteps", 1000))
 
-    def training(self, step: int) -> dict[str, np.ndarray]:
-        """The batch of a step: ``sample``, ``noise`` (B, C, H, W), ``timestep`` (B,) int64 and, with classes, ``label`` (B, K)."""
-        rows = drawn(len(self.data), step, self.recipe.batch_size, self.recipe.seed, ORDER)
-        return self._assemble(self.data.take(rows), np.random.Generator(np.random.Philox(key=[self.recipe.seed, step])), True)
+    def training(self, step: int, start: int = 0, end: int | None = None) -> dict[str, np.ndarray]:
+        """The batch of a step: ``sample``, ``noise`` (B, C, H, W), ``timestep`` (B,) int64 and, with classes, ``label`` (B, K).
+
+        Of its rows, ``start`` to ``end``.
+        """
+        chosen = self._order.rows(step, self.recipe.batch_size)
+
+        def make(rows: slice, random: np.random.Generator) -> dict[str, np.ndarray]:
+            return self._assemble(self.data.take(chosen[rows]), random, True)
+
+        return in_pieces(make, self.recipe.batch_size, self.recipe.seed, step, start, end)
 
     def validation(self, limit: int = 2048) -> dict[str, np.ndarray]:
         """One fixed batch of the first ``limit`` samples: the same noise and timesteps whenever it is asked for."""

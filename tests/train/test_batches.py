@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from runtime.data import load
 from runtime.errors import DataError
 from runtime.geometry import Geometry
 from runtime.physics.rcwa import Solver
+from train import order, tasks
 from train.batches import Batches, random_masks, split
-from train.recipes import RECIPES
+from train.recipes import RECIPES, Recipe
 from train.symmetry import mirror, shift
 
 GEOMETRY = Geometry(period_nm=(2000.0, 2300.0), harmonics=3, dtype="complex128")
@@ -198,3 +200,31 @@ def test_a_batch_of_one_cannot_hold_both_kinds(small_data):
     recipe = dataclasses.replace(RECIPES["surrogate"], batch_size=1)
     with pytest.raises(DataError, match="a batch of 1 cannot hold two kinds"):
         Batches(data, Condition.measure("orders", data.Rm, data.Tm, data.h), recipe, data)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_part_of_a_large_batch_is_those_rows_of_it_and_costs_no_more(
+    small_data: Path, small_recipe: Recipe, monkeypatch: pytest.MonkeyPatch, mixed: bool
+) -> None:
+    monkeypatch.setattr(order, "PIECE", 8)
+    recipe = dataclasses.replace(small_recipe, batch_size=30, masks=0.3, condition_dropout=0.1, mix_share=0.4)
+    data = load(small_data)
+    condition = tasks.measure(recipe, data)
+    assert isinstance(condition, Condition)
+    source = Batches(data, condition, recipe, data if mixed else None)
+    whole = source.training(3)
+    assert all(len(value) == 30 for value in whole.values())
+    taken = []
+    assemble = Batches._assemble
+
+    def counted(self, part, *rest):
+        taken.append(len(part))
+        return assemble(self, part, *rest)
+
+    monkeypatch.setattr(Batches, "_assemble", counted)
+    for start, end in ((0, 30), (0, 7), (7, 19), (29, 30)):
+        taken.clear()
+        part = source.training(3, start, end)
+        assert all(np.array_equal(part[key], value[start:end]) for key, value in whole.items())
+        assert sum(taken) < end - start + 16
+    assert not np.array_equal(whole["noise"][:8], whole["noise"][8:16])

@@ -83,9 +83,9 @@ def test_shares_make_up_the_batch_and_its_mean(rows: int, count: int) -> None:
     import numpy as np
 
     values = np.random.default_rng(0).random(rows)
-    parts = [processes.share({"x": values}, Fellow(k, count)) for k in range(count)]
-    assert np.array_equal(np.concatenate([part["x"] for part, _ in parts]), values)
-    assert np.mean([factor * part["x"].mean() for part, factor in parts]) == pytest.approx(values.mean(), abs=1e-12)
+    shares = [processes.share(rows, Fellow(k, count)) for k in range(count)]
+    assert np.array_equal(np.concatenate([values[start:end] for start, end, _ in shares]), values)
+    assert np.mean([factor * values[start:end].mean() for start, end, factor in shares]) == pytest.approx(values.mean(), abs=1e-12)
 
 
 def test_a_batch_smaller_than_the_processes_is_refused(
