@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 
+from .denoise import Denoiser
 from .design import Design
 from .errors import BackendError, BundleError, Cancelled, DataError, GeometryError, MetascatterError, TargetError
 from .geometry import Geometry
@@ -22,6 +23,7 @@ __all__ = [
     "BundleError",
     "Cancelled",
     "DataError",
+    "Denoiser",
     "Design",
     "Geometry",
     "GeometryError",

@@ -81,7 +81,7 @@ class Bundle:
         where = path / "manifest.json"
         manifest = read_manifest(_read(where, LARGEST_JSON), str(where))
         try:
-            if manifest["task"] == "samples":
+            if manifest["task"] in ("samples", "restoration"):
                 return cls(path, manifest, Labels.from_dict(manifest["condition"]))
             geometry, condition = Geometry.from_dict(manifest["geometry"]), Condition.from_dict(manifest["condition"])
             stated = {name: manifest["channels"][name] for name in condition.channels}
@@ -94,6 +94,11 @@ class Bundle:
     def designs(self) -> bool:
         """Whether it is of metasurfaces, rather than of images or points."""
         return isinstance(self.conditioning, Condition)
+
+    @property
+    def restores(self) -> bool:
+        """Whether its network turns a noisy image into a clean one in one step, rather than sample by a schedule of noise."""
+        return self.manifest["task"] == "restoration"
 
     @property
     def condition(self) -> Condition:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from . import design_commands, making_commands, options
+from . import denoise_commands, design_commands, making_commands, options
 from .console import Group, check_writable, given, status
 from .plot_commands import plot
 from .serve_commands import serve
@@ -164,6 +164,7 @@ def evaluate(
     metascatter evaluate --data test.npz --limit 64 --train-data train.npz --json > evaluation.json
     metascatter evaluate --data test.npz --baseline bundles/other --picture evaluation.png
     metascatter evaluate --bundle bundles/digits
+    metascatter evaluate --bundle bundles/denoiser --picture psnr.png
 
     Bundles of images and points are compared with real data, by default those they were trained on; -n is then how many are compared.
     """
@@ -182,7 +183,11 @@ def evaluate(
         evaluate_picture.check(picture)
         check_writable(picture.absolute().parent)
     opened = Bundle.open(bundle)
+    if opened.restores:
+        return denoise_commands.evaluate(opened, data_path, n if given("n") else None, seed, settings, engine, picture, as_json)
     if not opened.designs:
+        if picture is not None:
+            raise click.UsageError("--picture draws scores of metasurfaces, or of a network that denoises in one step; leave it out")
         return _evaluate_samples(bundle, data_path, n if given("n") else None, seed, settings, engine, as_json)
     if data_path is None:
         raise click.UsageError("Missing option '--data': held-out data, such as 'simulate --count 512 --seed 7' makes.")

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from . import making_commands, options
+from . import denoise_commands, making_commands, options
 from .console import Bars, check_writable, status
 from .errors import DataError
 
@@ -38,6 +38,7 @@ from .errors import DataError
     help="Solve Maxwell's equations for the most promising candidates and rank by it.",
 )
 @options.refinement
+@options.restoring
 @click.option(
     "--convention",
     type=click.Choice(["lab", "metascatter"]),
@@ -61,13 +62,14 @@ def infer(
     seed: int,
     verify: bool,
     search: dict[str, Any],
+    restoring: dict[str, Any],
     convention: str | None,
     mat_convention: str,
     made: dict[str, Any],
     workers: int | None,
     as_json: bool,
 ) -> None:
-    """Design metasurfaces for each TARGET, or sample images or points from a bundle of those, and write them to a folder.
+    """Design metasurfaces for each TARGET, or sample or denoise images or points with a bundle of those, and write them to a folder.
 
     A TARGET is a file (.json, .toml, .mat, .npz or .csv) or a preset: deflector, splitter-2x2, equal-3x3, mirror or zero-order-suppressor,
     with its parameters behind it where the defaults do not suit.
@@ -80,6 +82,8 @@ def infer(
     metascatter infer deflector.json --out designs --no-verify --json
     metascatter infer deflector.json --out designs --robust --fabricable --no-corners
     metascatter infer --bundle bundles/digits --label 3 -n 16 --out threes
+    metascatter infer --bundle bundles/denoiser --input noisy/ --out clean
+    metascatter infer --bundle bundles/digits --input noisy.png --noise-sigma 0.5 --no-add-noise --out clean
     """
     from . import design, report
     from .freedom import Freedom, read_fixed
@@ -87,6 +91,8 @@ def infer(
     from .sampler import load
     from .target import Target
 
+    if denoise_commands.asked(restoring):
+        return denoise_commands.infer(targets, directory, bundle, label, n, seed, restoring, settings, engine, as_json)
     if not targets:
         return _samples(directory, bundle, label, n, seed, settings, engine, as_json)
     if label is not None:

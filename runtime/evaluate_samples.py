@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from . import denoise_scores
 from .errors import DataError
 from .generate import generate, one_of
 from .sample_pictures import is_points, shown
@@ -97,6 +98,7 @@ def evaluate(
         **common,
         "guidance_scale": scale,
         "by_guidance_scale": rows,
+        "denoising": _denoising(sampler, data, seed, settings),
         "baselines": {
             "real": {
                 "frechet": frechet(features(other.x), features(one.x)),
@@ -105,6 +107,15 @@ def evaluate(
             "independent_pixels": {"frechet": frechet(features(independent), features(one.x)), "class_accuracy": None},
         },
     }
+
+
+def _denoising(sampler: Sampler, data: SampleSet, seed: int, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """PSNR of held-out images out of noise; none where they are not of 8 bits or too few to hold some out."""
+    plain = {name: value for name, value in settings.items() if name in ("steps", "scheduler", "eta", "batch_size")}
+    try:
+        return denoise_scores.iterated(sampler, data, seed, **plain)
+    except DataError:
+        return []
 
 
 def _points(
@@ -166,4 +177,5 @@ def table(result: Mapping[str, Any]) -> str:
 
     rows += [list(line(f"guidance scale {row['guidance_scale']:g}", row)) for row in result["by_guidance_scale"]]
     rows += [list(line(name.replace("_", " "), row)) for name, row in result["baselines"].items()]
-    return f"{words}\n{aligned(rows)}"
+    denoising = f"\n\n{denoise_scores.iterated_table(result['denoising'])}" if result["denoising"] else ""
+    return f"{words}\n{aligned(rows)}{denoising}"

@@ -46,6 +46,7 @@ def denoise(
     candidates: Sequence[int],
     step_done: Callable[[int, np.ndarray], None],
     clean: np.ndarray | None = None,
+    noised: bool = False,
 ) -> np.ndarray:
     """The samples (len(candidates), *shape) float32 of some candidates of a run, or of several runs that share the calls of the network.
 
@@ -57,8 +58,9 @@ def denoise(
             depends on nobody who shares the batch. One seed for all candidates, or one for each.
         step_done: called with (k, estimate of the clean samples) after step k, and with -1 before the first. What it raises stops the
             loop and reaches the caller.
-        clean: a finished sample, of ``shape``, that every candidate begins from, under the noise of the plan's first timestep; None begins
-            with noise alone.
+        clean: a finished sample, of ``shape`` or one for each candidate, to begin from under the noise of the plan's first timestep; None
+            begins with noise alone.
+        noised: ``clean`` holds noise of that level already, x + sigma z, and no more is added.
 
     Raises:
         BackendError: the engine failed, or returned numbers that are not finite.
@@ -75,7 +77,7 @@ def denoise(
 
     low, high = guidance.interval
     guided = (low <= plan.sigmas) & (plan.sigmas <= high) if unconditional is not None else np.zeros(plan.num_steps, bool)
-    sample = plan.start(draw().copy()) if clean is None else plan.noised(clean, draw())
+    sample = plan.start(draw().copy()) if clean is None else plan.noised(clean, np.zeros_like(noise) if noised else draw())
     history = plan.new_history(sample.shape)
     with contextlib.ExitStack() as stack:
         if not guided.all():

@@ -1,8 +1,9 @@
 """The manifest of a bundle: every field the runtime reads, what it may hold, and the one way to read it.
 
-``FIELDS`` is the schema of format 1 for metasurfaces, ``SAMPLE_FIELDS`` for images and points; the field ``task`` says which it is. A
-digest proves that a manifest is as it was written, not that what was written makes sense, so nothing of it is used before it was held
-against the schema. Fields that are not listed are left alone: a newer export may add some.
+``FIELDS`` is the schema of format 1 for metasurfaces, ``SAMPLE_FIELDS`` for images and points, ``RESTORATION_FIELDS`` for images that are
+denoised in one step; the field ``task`` says which it is. A digest proves that a manifest is as it was written, not that what was written
+makes sense, so nothing of it is used before it was held against the schema. Fields that are not listed are left alone: a newer export may
+add some.
 ``format`` and ``digest`` are judged before all others, ``geometry`` and the meaning of ``condition`` by their own classes.
 """
 
@@ -153,7 +154,7 @@ _LABELS: dict[str, Rule] = {
     "condition/scale": _number(1e-6, 1e6),
 }
 _COMMON: dict[str, Rule] = {
-    "task": _one_of("metasurface", "samples"),
+    "task": _one_of("metasurface", "samples", "restoration"),
     "sample_shape": Rule(
         f"channels, rows and columns, each from 1 to {LARGEST_SIDE} and {LARGEST_SAMPLE} numbers in all at most", _is_sample_shape
     ),
@@ -168,8 +169,16 @@ _COMMON: dict[str, Rule] = {
     "networks/*/outputs": _names("arrays"),
     **{f"networks/*/outputs/*{part}": rule for part, rule in _ARRAY.items()},
     "networks/denoiser/inputs/sample": _OBJECT,
-    "networks/denoiser/inputs/timestep": _OBJECT,
     "networks/denoiser/outputs/output": _OBJECT,
+    "files": _OBJECT,
+    "files/*": _OBJECT,
+    "files/*/sha256": Rule(
+        "64 hexadecimal digits", lambda value: isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value, re.ASCII) is not None
+    ),
+    "files/*/bytes": _whole(0, LARGEST_FILE),
+}
+_SAMPLING: dict[str, Rule] = {
+    "networks/denoiser/inputs/timestep": _OBJECT,
     "sampling": _OBJECT,
     "sampling/scheduler": _one_of(*SCHEDULERS),
     "sampling/steps": _whole(1, 10_000),
@@ -180,15 +189,10 @@ _COMMON: dict[str, Rule] = {
         lambda value: value is None or (_is_list(value, 2) and all(_is_number(v, 0, 1e12) for v in value) and value[0] <= value[1]),
         optional=True,
     ),
-    "files": _OBJECT,
-    "files/*": _OBJECT,
-    "files/*/sha256": Rule(
-        "64 hexadecimal digits", lambda value: isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value, re.ASCII) is not None
-    ),
-    "files/*/bytes": _whole(0, LARGEST_FILE),
 }
-FIELDS = {**_COMMON, **_CELLS}
-SAMPLE_FIELDS = {**_COMMON, **_LABELS}
+FIELDS = {**_COMMON, **_SAMPLING, **_CELLS}
+SAMPLE_FIELDS = {**_COMMON, **_SAMPLING, **_LABELS}
+RESTORATION_FIELDS = {**_COMMON, **_LABELS, "noise_sigma": _number(1e-6, 1e3)}
 
 
 # --- Reading it -----------------------------------------------------------------------------------------------------
@@ -219,7 +223,9 @@ def read_manifest(content: bytes, where: str) -> dict[str, Any]:
         raise BundleError(f"{where} was altered after it was written (its digest does not match); copy the bundle again")
     if isinstance(manifest.get("files"), dict):
         _check_file_names(manifest["files"], where)
-    for path, rule in (SAMPLE_FIELDS if manifest.get("task") == "samples" else FIELDS).items():
+    kinds = {"samples": SAMPLE_FIELDS, "restoration": RESTORATION_FIELDS}
+    task = manifest.get("task")
+    for path, rule in (kinds.get(task, FIELDS) if isinstance(task, str) else FIELDS).items():
         for name, value in _places(manifest, path.split("/")):
             if value is _MISSING:
                 if not rule.optional:

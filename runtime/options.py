@@ -89,6 +89,35 @@ sampling = _gathered(
     click.option("--batch-size", type=click.IntRange(1), help="Candidates of one network call; default: by engine and memory."),
 )
 
+restoring = _gathered(
+    "restoring",
+    click.option(
+        "--input",
+        "source",
+        metavar="DATA",
+        help="Of a bundle of images: denoise these, a picture, a folder of them, an .npz or another data set.",
+    ),
+    click.option(
+        "--noise-level",
+        "level",
+        type=click.FloatRange(0, 1),
+        help="With --input and a diffusion model: the share of the schedule to begin at, from 0 (nothing is done) to 1 (noise alone).",
+    ),
+    click.option(
+        "--noise-sigma",
+        "sigma",
+        type=click.FloatRange(0, min_open=True),
+        help="In place of --noise-level: begin at the step whose noise is nearest to this one, black being 0 and white 1.",
+    ),
+    click.option(
+        "--add-noise/--no-add-noise",
+        "fresh",
+        default=True,
+        show_default=True,
+        help="The images of --input are clean and are noised to that level first, or hold that noise already.",
+    ),
+)
+
 making = _gathered(
     "made",
     click.option("--tolerance", is_flag=True, help="Solve what the designs do where the lab is a little off: 12 solves each."),

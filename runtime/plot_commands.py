@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from . import options
+from . import denoise_commands, options
 from .console import Group, check_writable
 
 _out = click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help=".png, .svg or .pdf.")
@@ -40,6 +40,26 @@ def light(data_path: Path, out: Path, count: int, convention: str) -> None:
     check_writable(out.absolute().parent)
     plots.light_matrices(load(data_path, convention), out, count)
     click.echo(out)
+
+
+@plot.command()
+@_out
+@options.bundle
+@click.option("--data", "data_path", type=click.Path(path_type=Path), help="Clean images; default: the recipe's own.")
+@click.option("-n", "n", type=click.IntRange(1, 16), default=4, show_default=True, help="Images shown, of those held out of training.")
+@options.sampling
+@options.engine
+@options.seed
+def denoise(
+    out: Path, bundle: Path | None, data_path: Path | None, n: int, settings: dict[str, Any], engine: dict[str, Any], seed: int
+) -> None:
+    """Images out of noise: clean, noisy, blurred and denoised, by the size of the noise; of diffusion models in one step and iteratively.
+
+    \b
+    metascatter plot denoise --bundle bundles/denoiser --out denoise.png
+    metascatter plot denoise --bundle bundles/digits --steps 50 --out denoise.png
+    """
+    denoise_commands.draw(out, bundle, data_path, n, settings, engine, seed)
 
 
 @plot.command()

@@ -90,6 +90,11 @@ class Sampler:
         threads: int | None = None,
         concurrency: int = 1,
     ) -> None:
+        if bundle.restores:
+            raise BundleError(
+                f"{bundle.path} denoises images in one step and samples nothing, so it takes no target, label or schedule; give it images "
+                "with 'infer --input', or metascatter.Denoiser"
+            )
         self.bundle = bundle
         self.scheduler_config = bundle.json("scheduler_config.json")
         wanted = models(bundle)

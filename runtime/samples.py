@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import hashlib
 import importlib
 import math
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,11 @@ class SampleSet:
         """Some of the samples."""
         return dataclasses.replace(self, x=self.x[rows], label=self.label[rows])
 
+    def identities(self) -> Iterator[bytes]:
+        """What tells each sample from the others."""
+        for x, label in zip(self.x, self.label, strict=True):
+            yield np.ascontiguousarray(x).tobytes() + label.tobytes()
+
     def only(self, classes: Sequence[str]) -> SampleSet:
         """The samples of some classes, which are then the only ones there are.
 
@@ -86,11 +92,18 @@ class SampleSet:
         return Labels(classes, float(self.x.mean(dtype=np.float64)), float(self.x.std(dtype=np.float64)) or 1.0)
 
 
-def load(source: str | os.PathLike[str], size: int = 0) -> SampleSet:
+def set_aside(identities: Iterable[bytes], fraction: float) -> np.ndarray:
+    """Which samples (N,) bool are held out of training: a hash of each one alone says so, not its order or company."""
+    bound = int(fraction * 2**32)
+    return np.array([int.from_bytes(hashlib.sha256(one).digest()[:4], "big") < bound for one in identities], bool)
+
+
+def load(source: str | os.PathLike[str], size: int = 0, channels: int = 0) -> SampleSet:
     """A data set by name, file or folder; see the module.
 
     Args:
-        size: of folders of pictures, to which they are scaled and cut in the middle; 0 takes the size of the first.
+        size: of pictures, to which they are scaled and cut in the middle; 0 takes the size of the first.
+        channels: of pictures, 1 for grey and 3 for colours; 0 is as the first one is.
 
     Raises:
         DataError: there is no such data set, or it is damaged.
@@ -103,13 +116,15 @@ def load(source: str | os.PathLike[str], size: int = 0) -> SampleSet:
     if path.is_dir():
         if any(path.glob("data_batch_*.bin")):
             return _cifar(sorted(path.glob("data_batch_*.bin")))
-        return _folder(path, size)
+        return _folder(path, size, channels)
     if not path.exists():
         raise DataError(f"there is no data set '{name}'; name a file or a folder, or one of {', '.join(NAMED)}")
     if path.suffix == ".npz":
         return _npz(path)
     if path.suffix == ".bin":
         return _cifar([path])
+    if path.suffix.lower() in PICTURES:
+        return _pictures([(path, -1)], (), size, channels)
     return _idx(path)
 
 
@@ -205,9 +220,8 @@ def _cifar(paths: Sequence[Path]) -> SampleSet:
     return SampleSet(rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0].astype(np.int64), CIFAR10)
 
 
-def _folder(path: Path, size: int) -> SampleSet:
-    """Pictures in a folder, all grey or all in colours as the first is; where it has only folders, each of them is a class."""
-    channels = 0
+def _folder(path: Path, size: int, channels: int) -> SampleSet:
+    """Pictures in a folder; where it has only folders, each of them is a class."""
     files = [(file, -1) for file in sorted(path.iterdir()) if file.suffix.lower() in PICTURES]
     names: tuple[str, ...] = ()
     if not files:
@@ -215,6 +229,11 @@ def _folder(path: Path, size: int) -> SampleSet:
         files = [(file, k) for k, name in enumerate(names) for file in sorted((path / name).iterdir()) if file.suffix.lower() in PICTURES]
     if not files:
         raise DataError(f"{path} holds no pictures ({', '.join(PICTURES)}), nor folders of them; put them there or name another folder")
+    return _pictures(files, names, size, channels)
+
+
+def _pictures(files: Sequence[tuple[Path, int]], names: tuple[str, ...], size: int, channels: int) -> SampleSet:
+    """Pictures and the places of their classes among ``names``, all as large and as colourful as the first, where nothing is asked for."""
     try:
         from PIL import Image, ImageOps
     except ImportError as error:

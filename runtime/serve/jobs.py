@@ -127,7 +127,7 @@ class Jobs:
     def __init__(self, bundle: str | Path | None, engine: dict[str, Any], max_queue: int = 128, workers: int | None = None) -> None:
         opened = Bundle.open(bundle)
         if not opened.designs:
-            raise BundleError(f"{opened.path} samples images or points, and the server designs metasurfaces; name a bundle of those")
+            raise BundleError(f"{opened.path} is of images or points, and the server designs metasurfaces; name a bundle of those")
         self.slots = Slots(workers or default_workers())
         self.sampler = BatchingSampler(opened, **engine, waiting=self.slots.lend)
         self.max_queue, self.stopping = max_queue, False

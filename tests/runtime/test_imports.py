@@ -40,7 +40,16 @@ ALLOWED = {
 # The command line is the one part of the runtime that may need click to be imported.
 COMMANDS = {
     f"runtime/{name}.py"
-    for name in ("commands", "design_commands", "making_commands", "plot_commands", "serve_commands", "console", "options")
+    for name in (
+        "commands",
+        "design_commands",
+        "making_commands",
+        "plot_commands",
+        "serve_commands",
+        "denoise_commands",
+        "console",
+        "options",
+    )
 }
 
 
