@@ -28,9 +28,9 @@ from train.objective import Denoising
 
 from . import card, parity, precision, yardsticks
 from .fused import fuse
-from .onnx import EXAMPLE_BATCH, Part, parts, surrogate_part, to_onnx
+from .onnx import EXAMPLE_BATCH, Part, parts, restorer_part, surrogate_part, to_onnx
 from .run import Run, fits
-from .yardsticks import Designs, Samples
+from .yardsticks import Designs, Restored, Samples
 
 TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "numpy")
 Say = Callable[[str], None]
@@ -68,6 +68,13 @@ def export(
     """
     trained = Run.open(run, "denoising")
     recipe, condition = trained.recipe, trained.condition
+    if recipe.objective == "restoration":
+        further = {"surrogate": surrogate, "fused": fused, "evaluation": evaluation, **(sampling or {})}
+        unused = next((name for name, value in further.items() if value is not None), None)
+        if unused is not None:
+            option = unused.replace("_", "-")
+            raise DataError(f"the recipe {recipe.name} denoises in one step and samples nothing; leave --{option} out")
+        return _restoration(trained, out, precisions, max_batch, force, say)
     ranking = None if surrogate is None else Run.open(surrogate, "scattering")
     if ranking is not None:
         fits(ranking, trained)
@@ -114,31 +121,9 @@ def export(
         assert isinstance(trained.calibration, DataSet)
         assert isinstance(trained.tests, DataSet)
         yardstick = Designs(reference, condition, trained.calibration, trained.tests, table, guidance, shape, start, alphas)
-    if "fp16" in precisions:
-        graphs["fp16"] = _exported(drawn(half=True), ".fp16", say)
-    if "int8" in precisions:
-        graphs["int8"] = _quantized(graphs["fp32"], yardstick, say)
-
-    say(f"comparing with PyTorch on {yardstick.words}")
-    report, absent = parity.every_engine(graphs, yardstick, say)
-    for where, reason in absent.items():
-        say(f"  {where}: not measured, {reason}")
-    _judge(report, graphs, force, say)
-
+    report = _compared(graphs, yardstick, drawn, precisions, force, say)
     files: dict[str, bytes] = {"scheduler_config.json": (run / "scheduler_config.json").read_bytes()}
-    described: dict[str, Any] = {}
-    golden: dict[str, np.ndarray] = {}
-    for name, part in reference.items():
-        named = {}
-        for kind, made in graphs.items():
-            # An int8 encoder would cost exactness and save nothing: it runs once for a target.
-            named[kind] = f"{name}.onnx" if made[name] is graphs["fp32"][name] else f"{name}.{kind}.onnx"
-            files[named[kind]] = made[name]
-        given, found = yardstick.inputs[name], yardstick.outputs[name]
-        cost = {"parameters": part.parameters, "flops": part.flops()}
-        described[name] = {"files": named, "inputs": _describe(given), "outputs": _describe(found), **cost}
-        golden.update({f"{name}.in.{key}": value[:4] for key, value in given.items()})
-        golden.update({f"{name}.out.{key}": value[:4] for key, value in found.items()})
+    golden, described = _networks(reference, graphs, yardstick, files)
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "task": "samples" if isinstance(condition, Labels) else "metasurface",
@@ -150,7 +135,7 @@ def export(
         "sampling": settings,
         "training": trained.history(),
         "metrics": results,
-        "versions": {"metascatter": __version__, **{tool: metadata.version(tool) for tool in TOOLS}},
+        "versions": _versions(),
     }
     if isinstance(condition, Condition):
         manifest |= {"geometry": trained.facts["geometry"], "pattern_size": size, "window": [start, start]}
@@ -169,6 +154,92 @@ def export(
         if not apart["equal"] >= yardsticks.EQUAL:
             raise BundleError(f"only {words}; no bundle was written")
         manifest["fused"] = {**_signature(files["sampler.onnx"], {**settings, "steps": fused}), **apart}
+    return _written(out, manifest, files, golden, report, say)
+
+
+def _restoration(trained: Run, out: Path, precisions: Sequence[str], max_batch: int, force: bool, say: Say) -> Path:
+    """:func:`export` of a network that denoises in one step."""
+    recipe, labels, shape = trained.recipe, trained.condition, tuple(trained.facts["sample_shape"])
+    assert isinstance(labels, Labels)
+    assert isinstance(trained.calibration, SampleSet)
+    assert isinstance(trained.tests, SampleSet)
+    _replaceable(out)
+    say(f"read {trained.newest}")
+
+    def drawn(half: bool) -> dict[str, Part]:
+        return restorer_part(precision.half(trained.network) if half else trained.network, shape)
+
+    reference = drawn(half=False)
+    graphs = {"fp32": _exported(reference, "", say)}
+    yardstick = Restored(reference, labels, trained.calibration, trained.tests, recipe.noise_sigma)
+    report = _compared(graphs, yardstick, drawn, precisions, force, say)
+    files: dict[str, bytes] = {}
+    golden, described = _networks(reference, graphs, yardstick, files)
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "task": "restoration",
+        "recipe": recipe.to_dict(),
+        "condition": labels.to_dict(),
+        "sample_shape": list(shape),
+        "networks": described,
+        "max_batch": max_batch,
+        "noise_sigma": recipe.noise_sigma,
+        "training": trained.history(),
+        "metrics": None,
+        "versions": _versions(),
+    }
+    return _written(out, manifest, files, golden, report, say)
+
+
+def _compared(
+    graphs: dict[str, dict[str, bytes]],
+    yardstick: parity.Comparison,
+    drawn: Callable[[bool], dict[str, Part]],
+    precisions: Sequence[str],
+    force: bool,
+    say: Say,
+) -> dict[str, Any]:
+    """Add the other precisions to ``graphs``; the report on all of them in every engine. Raises BundleError where one is too far off."""
+    if "fp16" in precisions:
+        graphs["fp16"] = _exported(drawn(True), ".fp16", say)
+    if "int8" in precisions:
+        graphs["int8"] = _quantized(graphs["fp32"], yardstick, say)
+    say(f"comparing with PyTorch on {yardstick.words}")
+    report, absent = parity.every_engine(graphs, yardstick, say)
+    for where, reason in absent.items():
+        say(f"  {where}: not measured, {reason}")
+    _judge(report, graphs, force, say)
+    return report
+
+
+def _networks(
+    reference: Mapping[str, Part], graphs: Mapping[str, Mapping[str, bytes]], yardstick: parity.Comparison, files: dict[str, bytes]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The golden arrays and the manifest's entries of networks, whose ONNX files are put into ``files``."""
+    described: dict[str, Any] = {}
+    golden: dict[str, np.ndarray] = {}
+    for name, part in reference.items():
+        named = {}
+        for kind, made in graphs.items():
+            # An int8 encoder would cost exactness and save nothing: it runs once for a target.
+            named[kind] = f"{name}.onnx" if made[name] is graphs["fp32"][name] else f"{name}.{kind}.onnx"
+            files[named[kind]] = made[name]
+        given, found = yardstick.inputs[name], yardstick.outputs[name]
+        cost = {"parameters": part.parameters, "flops": part.flops()}
+        described[name] = {"files": named, "inputs": _describe(given), "outputs": _describe(found), **cost}
+        golden.update({f"{name}.in.{key}": value[:4] for key, value in given.items()})
+        golden.update({f"{name}.out.{key}": value[:4] for key, value in found.items()})
+    return golden, described
+
+
+def _versions() -> dict[str, str]:
+    return {"metascatter": __version__, **{tool: metadata.version(tool) for tool in TOOLS}}
+
+
+def _written(
+    out: Path, manifest: dict[str, Any], files: dict[str, bytes], golden: Mapping[str, np.ndarray], report: Mapping[str, Any], say: Say
+) -> Path:
+    """Put self-test, parity report, model card and hashes beside the files, and all of them into ``out``."""
     files["golden.npz"] = _npz(golden)
     files["parity.json"] = _text({"bound_fp32": parity.BOUND, "bound_ranked": parity.WORSE, "precisions": report})
     files["README.md"] = card.write(manifest, report).encode()
@@ -201,7 +272,7 @@ def _exported(made: Mapping[str, Part], suffix: str, say: Say) -> dict[str, byte
     return graphs
 
 
-def _quantized(graphs: Mapping[str, bytes], yardstick: Designs | Samples, say: Say) -> dict[str, bytes]:
+def _quantized(graphs: Mapping[str, bytes], yardstick: parity.Comparison, say: Say) -> dict[str, bytes]:
     made = dict(graphs)
     for name in graphs:
         if name != "encoder":

@@ -27,7 +27,7 @@ def write(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str:
         "What it knows": _scope(manifest),
         "Training": _training(manifest),
         "Results": _results(manifest["metrics"]),
-        "Difference from PyTorch": _parity(report, manifest["task"] == "metasurface"),
+        "Difference from PyTorch": _parity(report, manifest["task"]),
     }
     for title, body in sections.items():
         lines += ["", f"## {title}", "", *body]
@@ -35,6 +35,11 @@ def write(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str:
 
 
 def _purpose(manifest: Mapping[str, Any]) -> list[str]:
+    if manifest["task"] == "restoration":
+        return [
+            "A network that takes noise out of images in one step. Open it with",
+            "`metascatter infer --input IMAGES --bundle THIS_FOLDER --out DIR` or `metascatter.Denoiser`.",
+        ]
     if manifest["task"] == "samples":
         label = "--label CLASS " if manifest["condition"]["classes"] else ""
         return [
@@ -48,6 +53,13 @@ def _purpose(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _scope(manifest: Mapping[str, Any]) -> list[str]:
+    if manifest["task"] == "restoration":
+        channels, high, wide = manifest["sample_shape"]
+        return [
+            f"- Images of {high} x {wide} pixels, channels: {channels}.",
+            f"- Gaussian noise with a standard deviation of {manifest['noise_sigma']:g}, black being 0 and white 1.",
+            "  `metascatter evaluate --bundle THIS_FOLDER` says how well it does there, and with less and more of it.",
+        ]
     if manifest["task"] == "samples":
         shape, classes = manifest["sample_shape"], manifest["condition"]["classes"]
         what = (
@@ -79,7 +91,7 @@ def _channels(channels: Mapping[str, Any], main: Mapping[str, Any]) -> list[str]
 
 
 def _training(manifest: Mapping[str, Any]) -> list[str]:
-    training, recipe, sampling = (manifest[key] for key in ("training", "recipe", "sampling"))
+    training, recipe = manifest["training"], manifest["recipe"]
     machine = training["machine"]
     # A run that ended within its first epoch has a checkpoint and no row of metrics.
     measured = training["epochs"] is not None
@@ -94,20 +106,33 @@ def _training(manifest: Mapping[str, Any]) -> list[str]:
         f"- {training['steps']:,} steps of {recipe['batch_size']} samples{long} "
         f"on {machine['device']} ({machine['threads']} thread{'s' * (machine['threads'] != 1)}, {recipe['precision']}).",
         f"- Final loss {training['loss']:.4f}, on the validation part {training['validation_loss']:.4f} "
-        f"({recipe['loss']}, {recipe['scheduler']['prediction_type']}; the training loss includes masked and dropped conditions)."
+        f"({recipe['loss']}{_predicted(recipe)})."
         if measured
         else "- The run ended within its first epoch; no loss was recorded.",
         *_surrogate(manifest.get("surrogate")),
         f"- Parameters: {weights}.",
         f"- GFLOP a row: {work}. "
         + (
-            "The denoiser runs once a step and sample."
+            ("The denoiser runs once an image." if "sampling" not in manifest else "The denoiser runs once a step and sample.")
             if len(networks) == 1
             else "The encoder runs once a target, the denoiser once a step "
         )
         + ("" if len(networks) == 1 else "and candidate, the surrogate once a candidate."),
-        f"- Default sampling: {sampling['scheduler']}, {sampling['steps']} steps, eta {sampling['eta']:g}, "
-        f"guidance scale {sampling['guidance_scale']:g}.",
+        *_sampling(manifest.get("sampling")),
+    ]
+
+
+def _predicted(recipe: Mapping[str, Any]) -> str:
+    prediction = recipe["scheduler"].get("prediction_type")
+    return f", {prediction}; the training loss includes masked and dropped conditions" if prediction else ", the clean image"
+
+
+def _sampling(settings: Mapping[str, Any] | None) -> list[str]:
+    if settings is None:
+        return []
+    return [
+        f"- Default sampling: {settings['scheduler']}, {settings['steps']} steps, eta {settings['eta']:g}, "
+        f"guidance scale {settings['guidance_scale']:g}."
     ]
 
 
@@ -181,8 +206,8 @@ def _named(name: str, metrics: Mapping[str, Any]) -> str:
     return f"bundle `{metrics['baselines'][name]['name']}`" if name == "bundle" else name.replace("_", " ")
 
 
-def _parity(report: Mapping[str, Any], designs: bool) -> list[str]:
-    rows = []
+def _parity(report: Mapping[str, Any], task: str) -> list[str]:
+    rows, designs = [], task == "metasurface"
     for precision, engines in report.items():
         for engine, found in engines.items():
             if found is not None:
@@ -190,16 +215,21 @@ def _parity(report: Mapping[str, Any], designs: bool) -> list[str]:
                 row = f"| {precision} | {engine} | {parity.worst(found):.1e} | {path['mean_abs']:.1e} |"
                 if designs:
                     row += f" {path['flipped']:.2%} | {path['ranked_median']:.4f} ({path['ranked_change']:+.4f}) |"
+                if task == "restoration":
+                    row += f" {path['psnr']:.2f} dB ({path['psnr_change']:+.3f}) |"
                 rows.append(row)
+    spread = "with all sizes of noise" if task == "restoration" else "at all timesteps"
     ranked = f"the test samples of the calibration, {CANDIDATES} candidates each. Ranked: median misrouted power of the best one solved"
+    kinds = {"metasurface": ranked, "restoration": "held-out images under the noise of training"}
+    samples = kinds.get(task, f"{EACH} of each class, the same noise")
     return [
         "| precision | engine | network, largest difference | samples, mean difference |"
-        + (" pixels that flip | ranked median (change) |" if designs else ""),
-        "| --- | --- | --- | --- |" + (" --- | --- |" if designs else ""),
+        + {"metasurface": " pixels that flip | ranked median (change) |", "restoration": " PSNR (change) |"}.get(task, ""),
+        "| --- | --- | --- | --- |" + {"metasurface": " --- | --- |", "restoration": " --- |"}.get(task, ""),
         *rows,
         "",
-        "PyTorch in fp32 is the reference. Networks: calibration samples at all timesteps, largest absolute difference of any output.",
-        f"Samples: {ranked if designs else f'{EACH} of each class, the same noise'}.",
+        f"PyTorch in fp32 is the reference. Networks: calibration samples {spread}, largest absolute difference of any output.",
+        f"Samples: {samples}.",
         "bf16 is an engine's own rounding of the fp32 file. Details in `parity.json`.",
         "Hashes in `manifest.json` prove that the bundle is whole, not where it comes from.",
     ]

@@ -66,6 +66,15 @@ class _Alone(nn.Module):
         return self.network(sample, timestep).float()
 
 
+class _Restorer(nn.Module):
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, sample: torch.Tensor) -> torch.Tensor:
+        return self.network(sample).float()
+
+
 class Part:
     """One ONNX graph to be: a module, named example inputs (batch of 2), the names of its outputs, its count of parameters."""
 
@@ -104,6 +113,12 @@ def parts(network: nn.Module, sample_shape: tuple[int, ...], condition: dict[str
     encoding = sum(p.numel() for p in network.get_submodule("encoder").parameters())
     encoder = Part(_Encoder(network), condition, ("context", "embedding"), encoding)
     return {"encoder": encoder, "denoiser": Part(_Denoiser(network), {**sample, **encoder(condition)}, ("output",), total - encoding)}
+
+
+def restorer_part(network: nn.Module, sample_shape: tuple[int, ...]) -> dict[str, Part]:
+    """The graph of a network that denoises in one step."""
+    inputs = {"sample": torch.zeros(EXAMPLE_BATCH, *sample_shape)}
+    return {"denoiser": Part(_Restorer(network), inputs, ("output",), sum(p.numel() for p in network.parameters()))}
 
 
 def surrogate_part(network: nn.Module, size: int) -> dict[str, Part]:

@@ -7,7 +7,7 @@ comes out in :mod:`.yardsticks`.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,7 @@ BOUND = 1e-4  # largest difference of an fp32 network's output from PyTorch's
 WORSE = {"fp32": 0.002, "fp16": 0.002, "int8": 0.01}
 # How far samples, which run from -1 to 1, may move on average where nothing ranks them.
 MOVED = {"fp32": 0.01, "fp16": 0.02, "int8": 0.2}
+LOST = {"fp32": 0.01, "fp16": 0.05, "int8": 0.5}  # dB of PSNR that images denoised in one step may lose
 TIMESTEPS = 8  # at which the denoiser is compared
 STEPS = 20  # at most, of a compared trajectory
 ENGINES = ("onnxruntime", "openvino", "tensorrt")
@@ -67,13 +68,65 @@ class _TorchContext:
         pass
 
 
-class Yardstick(abc.ABC):
-    """PyTorch's answers, and the distance of an engine's from them; what is sampled is up to the kinds of it.
+class Comparison(abc.ABC):
+    """PyTorch's answers, and the distance of an engine's from them; on what is up to the kinds of it.
 
     Args:
         parts: the fp32 parts by name, an encoder before the denoiser.
-        conditioning: of the run.
         samples: the run's calibration samples, training ones.
+    """
+
+    def __init__(self, parts: Mapping[str, Part], samples: tasks.Data) -> None:
+        self.networks = {name: TorchNetwork(name, part) for name, part in parts.items()}
+        self.inputs = self._inputs(samples)
+        self.outputs = {name: network(self.inputs[name]) for name, network in self.networks.items()}
+        rows = {key: value[: max(BATCHES)].copy() for key, value in self.inputs["denoiser"].items()}
+        # (name, inputs, PyTorch's output) of the denoiser at single timesteps, or sizes of noise
+        self.steps = [(name, given, self.networks["denoiser"](given)["output"]) for name, given in self._moments(rows)]
+
+    @abc.abstractmethod
+    def _inputs(self, samples: Any) -> dict[str, dict[str, np.ndarray]]:
+        """Arrays for every network, ``max(BATCHES)`` rows or as many as there are samples."""
+
+    @abc.abstractmethod
+    def _moments(self, rows: dict[str, np.ndarray]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+        """Names and inputs of the denoiser, in which ``rows`` are made alike in how much noise there is."""
+
+    @property
+    @abc.abstractmethod
+    def words(self) -> str:
+        """What finished samples are compared on."""
+
+    @abc.abstractmethod
+    def trajectory(self, networks: Mapping[str, Network]) -> dict[str, Any]:
+        """How far finished samples are from PyTorch's: ``max_abs``, ``mean_abs``, ``finite`` and what else there is to say."""
+
+    def measure(self, networks: Mapping[str, Network]) -> dict[str, Any]:
+        """The distance of an engine's networks from PyTorch.
+
+        Returns:
+            ``networks``: per network and batch size, ``max_abs``, ``mean_abs`` and ``finite`` of each output; ``timesteps``: the same of
+            the denoiser at single timesteps, or sizes of noise; and :meth:`trajectory`.
+        """
+        report: dict[str, Any] = {"networks": {}, "timesteps": {}}
+        for name, network in networks.items():
+            rows = {}
+            for batch in BATCHES:
+                found = network({key: np.ascontiguousarray(value[:batch]) for key, value in self.inputs[name].items()})
+                rows[str(batch)] = {key: apart(value, self.outputs[name][key][:batch]) for key, value in found.items()}
+            report["networks"][name] = rows
+        for name, given, wanted in self.steps:
+            report["timesteps"][name] = apart(networks["denoiser"](given)["output"], wanted)
+        report["trajectory"] = self.trajectory(networks)
+        return report
+
+
+class Yardstick(Comparison):
+    """Of what is sampled by a noise schedule.
+
+    Args:
+        parts, samples: as for :class:`Comparison`.
+        conditioning: of the run.
         plan, guidance: how trajectories are sampled.
         sample_shape: of the network's samples.
         alphas_cumprod: (timesteps,) of the training schedule.
@@ -91,15 +144,7 @@ class Yardstick(abc.ABC):
     ) -> None:
         self.conditioning, self.plan, self.guidance, self.shape = conditioning, plan, guidance, sample_shape
         self.alphas_cumprod = alphas_cumprod
-        self.networks = {name: TorchNetwork(name, part) for name, part in parts.items()}
-        self.inputs = self._inputs(samples)
-        self.outputs = {name: network(self.inputs[name]) for name, network in self.networks.items()}
-        rows = {key: value[: max(BATCHES)].copy() for key, value in self.inputs["denoiser"].items()}
-        # (inputs, PyTorch's output) of the denoiser at single timesteps
-        self.steps: list[tuple[dict[str, np.ndarray], np.ndarray]] = []
-        for timestep in np.linspace(0, len(alphas_cumprod) - 1, TIMESTEPS).round().astype(np.int64):
-            given = {**rows, "timestep": np.full_like(rows["timestep"], timestep)}
-            self.steps.append((given, self.networks["denoiser"](given)["output"]))
+        super().__init__(parts, samples)
 
     @abc.abstractmethod
     def arrays(self, samples: Any) -> dict[str, np.ndarray]:
@@ -113,17 +158,12 @@ class Yardstick(abc.ABC):
         """Inputs of networks beside encoder and denoiser, by name."""
         return {}
 
-    @property
-    @abc.abstractmethod
-    def words(self) -> str:
-        """What trajectories are compared on."""
-
-    @abc.abstractmethod
-    def trajectory(self, networks: Mapping[str, Network]) -> dict[str, Any]:
-        """How far finished samples are from PyTorch's: ``max_abs``, ``mean_abs``, ``finite`` and what else there is to say."""
+    def _moments(self, rows: dict[str, np.ndarray]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+        for timestep in np.linspace(0, len(self.alphas_cumprod) - 1, TIMESTEPS).round().astype(np.int64):
+            yield str(timestep), {**rows, "timestep": np.full_like(rows["timestep"], timestep)}
 
     def _inputs(self, samples: Any) -> dict[str, dict[str, np.ndarray]]:
-        """Arrays for every network, ``max(BATCHES)`` rows or as many as there are samples, timesteps spread over the schedule."""
+        """Timesteps are spread over the schedule."""
         rows = np.arange(max(max(BATCHES), len(samples))) % len(samples)
         samples = samples.take(rows)
         rng = np.random.Generator(np.random.Philox(key=[0, 0]))
@@ -158,25 +198,6 @@ class Yardstick(abc.ABC):
             arrays, free = networks["encoder"](arrays), None if free is None else networks["encoder"](free)
         return denoise(networks["denoiser"], plan, self.shape, arrays, free, guidance, seed, range(count), lambda k, estimate: None)
 
-    def measure(self, networks: Mapping[str, Network]) -> dict[str, Any]:
-        """The distance of an engine's networks from PyTorch.
-
-        Returns:
-            ``networks``: per network and batch size, ``max_abs``, ``mean_abs`` and ``finite`` of each output; ``timesteps``: the same of
-            the denoiser at single timesteps; and :meth:`trajectory`.
-        """
-        report: dict[str, Any] = {"networks": {}, "timesteps": {}}
-        for name, network in networks.items():
-            rows = {}
-            for batch in BATCHES:
-                found = network({key: np.ascontiguousarray(value[:batch]) for key, value in self.inputs[name].items()})
-                rows[str(batch)] = {key: apart(value, self.outputs[name][key][:batch]) for key, value in found.items()}
-            report["networks"][name] = rows
-        for given, wanted in self.steps:
-            report["timesteps"][str(given["timestep"][0])] = apart(networks["denoiser"](given)["output"], wanted)
-        report["trajectory"] = self.trajectory(networks)
-        return report
-
 
 def apart(found: np.ndarray, wanted: np.ndarray) -> dict[str, Any]:
     difference = np.abs(found - wanted)
@@ -188,8 +209,8 @@ def apart(found: np.ndarray, wanted: np.ndarray) -> dict[str, Any]:
     }
 
 
-def every_engine(graphs: Graphs, yardstick: Yardstick, say: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, str]]:
-    """:meth:`Yardstick.measure` for every precision in every engine that answers here.
+def every_engine(graphs: Graphs, yardstick: Comparison, say: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, str]]:
+    """:meth:`Comparison.measure` for every precision in every engine that answers here.
 
     Args:
         graphs: ONNX files by precision and network.
@@ -225,7 +246,7 @@ def _content(content: bytes, precision: str) -> bytes:
     return content
 
 
-def _measured(choice: Choice, graphs: Graphs, yardstick: Yardstick) -> dict[str, Any] | None:
+def _measured(choice: Choice, graphs: Graphs, yardstick: Comparison) -> dict[str, Any] | None:
     networks = opened(choice, graphs["fp32" if choice.precision == "bf16" else choice.precision])
     try:
         return yardstick.measure(networks)
@@ -246,7 +267,10 @@ def row(precision: str, where: str, report: Mapping[str, Any] | None) -> str:
         if "ranked_median" in path
         else ""
     )
-    return f"{precision:5} {where:18} network {worst(report):.1e}, trajectory {path['mean_abs']:.1e} on average{ranked}"
+    what = "trajectory"
+    if "psnr" in path:
+        what, ranked = "images", f", PSNR {path['psnr']:.2f} dB ({path['psnr_change']:+.3f})"
+    return f"{precision:5} {where:18} network {worst(report):.1e}, {what} {path['mean_abs']:.1e} on average{ranked}"
 
 
 def worst(report: Mapping[str, Any] | None) -> float:
@@ -268,6 +292,10 @@ def refusal(precision: str, where: str, report: Mapping[str, Any] | None) -> tup
     if precision == "fp32" and not apart <= BOUND:
         return f"fp32 on {where} differs from PyTorch by {apart:.1e}, more than {BOUND:.0e}", False
     path = report["trajectory"]
+    if "psnr_change" in path:
+        if path["psnr_change"] < -LOST[precision]:
+            return f"{precision} on {where} loses {-path['psnr_change']:.2f} dB of PSNR, more than {LOST[precision]:g}", True
+        return None, False
     if "ranked_change" not in path:
         moved, bound = path["mean_abs"], MOVED[precision]
         if moved > bound:

@@ -1,11 +1,11 @@
-"""What an export is measured on: the designs of a metasurface's bundle, the samples of one of images or points.
+"""What an export is measured on: the designs of a metasurface's bundle, the samples of one of images or points, or denoised images.
 
 Designs are those of the run's test samples, ``CANDIDATES`` each, ranked as a laboratory's are (the surrogate picks, the solver decides).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ import numpy as np
 from runtime.backends import Choice, Network
 from runtime.condition import Condition
 from runtime.data import DataSet
+from runtime.denoise import noisy
+from runtime.denoise_scores import SIGMAS
 from runtime.labels import Labels
 from runtime.loop import Guidance
 from runtime.physics.verify import solve_many
@@ -24,7 +26,7 @@ from runtime.target import Target
 
 from .fused import drawn
 from .onnx import Part
-from .parity import Yardstick, apart, opened
+from .parity import BATCHES, Comparison, Yardstick, apart, opened
 
 BOUND_FUSED, EQUAL = 1e-4, 0.9  # difference of a fused sampler's samples, and the share that has to keep to it
 CANDIDATES = 16
@@ -142,6 +144,49 @@ class Samples(Yardstick):
 
     def trajectory(self, networks: Mapping[str, Network]) -> dict[str, Any]:
         return apart(self._sampled(networks), self.samples)
+
+
+class Restored(Comparison):
+    """Of images denoised in one step: the run's test images under noise of the size that the network was trained on.
+
+    Args:
+        parts, samples: as for :class:`Comparison`.
+        labels: the units of the network.
+        tests: the run's test images.
+        noise_sigma: of that noise, white being 1.
+    """
+
+    def __init__(self, parts: Mapping[str, Part], labels: Labels, samples: SampleSet, tests: SampleSet, noise_sigma: float) -> None:
+        self.labels, self.noise_sigma = labels, noise_sigma
+        self._clean = labels.to_network(samples.x)
+        self._wanted = labels.to_network(tests.x)
+        super().__init__(parts, samples)
+        self._given = noisy(self._wanted, noise_sigma, 1)
+        self.samples = self._restored(self.networks)
+
+    def _inputs(self, samples: SampleSet) -> dict[str, dict[str, np.ndarray]]:
+        """Sizes of noise are spread from none to twice that of training."""
+        clean = self._clean[np.arange(max(max(BATCHES), len(samples))) % len(samples)]
+        sizes = self.noise_sigma * np.linspace(0, 2, len(clean), dtype=np.float32)
+        return {"denoiser": {"sample": clean + sizes[:, None, None, None] * noisy(np.zeros_like(clean), 1.0, 0)}}
+
+    def _moments(self, rows: dict[str, np.ndarray]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+        clean = self._clean[np.arange(len(rows["sample"])) % len(self._clean)]
+        for sigma in SIGMAS:
+            yield f"{sigma:g}", {"sample": noisy(clean, sigma, 2)}
+
+    @property
+    def words(self) -> str:
+        return f"{len(self._wanted)} test images"
+
+    def _restored(self, networks: Mapping[str, Network]) -> np.ndarray:
+        return networks["denoiser"]({"sample": self._given})["output"]
+
+    def trajectory(self, networks: Mapping[str, Network]) -> dict[str, Any]:
+        """Also the ``psnr`` of the images in dB, and its ``psnr_change`` against PyTorch's."""
+        found = self._restored(networks)
+        values = [-10 * float(np.log10(max(np.mean((np.clip(x, 0, 1) - self._wanted) ** 2), 1e-12))) for x in (found, self.samples)]
+        return {**apart(found, self.samples), "psnr": values[0], "psnr_change": values[0] - values[1]}
 
 
 def fused(model: bytes, plan: Plan, yardstick: Designs, graphs: Mapping[str, bytes], batch: int = 3) -> dict[str, float]:

@@ -7,7 +7,6 @@ processes, sees exactly what an unbroken one would.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from runtime.condition import Condition
 from runtime.data import DataSet
 from runtime.errors import DataError
+from runtime.samples import set_aside
 
 from . import tasks
 from .channels import channel_masks, every_mirror_holds, strong_orders
@@ -35,8 +35,7 @@ def split(data: tasks.Data, validation_fraction: float, training_samples: int = 
     Raises:
         DataError: one of the parts would be empty, or has fewer than ``training_samples``.
     """
-    bound = int(validation_fraction * 2**32)
-    chosen = np.array([int.from_bytes(hashlib.sha256(one).digest()[:4], "big") < bound for one in tasks.identities(data)])
+    chosen = set_aside(tasks.identities(data), validation_fraction)
     training, validation = np.flatnonzero(~chosen), np.flatnonzero(chosen)
     if not len(training) or not len(validation):
         raise DataError(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from .finetune import load_into
 from .interrupt import Interrupts
 from .log import Log
 from .networks.surrogate import Surrogate
-from .objective import Denoising, Scattering, objective
+from .objective import Denoising, Restoration, Scattering, objective
 from .recipes import Recipe
 from .run import Run, open_run
 from .sample_batches import batches
@@ -63,7 +63,8 @@ def train(
         mix: a second data set, of which every batch takes the recipe's ``mix_share``, so that fine-tuning does not forget it.
         checkpoint_every: steps between checkpoints (one is also written at the end).
         keep: how many checkpoints stay.
-        pictures_every: epochs between pictures of samples; 0 for none. Epoch 50, the seed paper's, and the last have one as well.
+        pictures_every: epochs between pictures of samples; 0 for none. Epoch 50, the seed paper's, and the last have one as well, and
+            of a network that denoises in one step 1 and 5.
         progress: a bar on a terminal's stderr, a line an epoch on another.
         stop_after: end after this many steps with a checkpoint, as a kill would between two of them.
 
@@ -76,7 +77,7 @@ def train(
     mixed = None if mix is None else tasks.load(mix, recipe, convention)
     recipe = tasks.fitted(recipe, samples_in)
     goal = objective(recipe)
-    if recipe.objective != "scattering":
+    if recipe.scheduled:
         plan(recipe.scheduler, recipe.sampling_steps, recipe.sampling_scheduler)  # what a bundle would refuse is refused before the work
     accelerator = processes.accelerator(recipe)
     run = open_run(out, recipe, Path(data), samples_in, resume, init, mixed, None if mix is None else Path(mix))
@@ -153,7 +154,9 @@ def train(
                 epoch = step / parts.per_epoch
                 with _averaged(network, ema):
                     losses = {name: _validate(network, goal, part) for name, part in held.items()}
-                    if accelerator.is_main_process and _pictured(epoch, recipe.epochs, pictures_every):
+                    if accelerator.is_main_process and _pictured(
+                        epoch, recipe.epochs, pictures_every, samples.EARLY.get(recipe.objective, ())
+                    ):
                         samples.picture(out / "samples" / f"epoch-{round(epoch):03d}.png", epoch, run, network, accelerator.device)
                 log.write(step, epoch, mean, losses, learning_rate(recipe, step - 1, total))
                 bar.set_postfix(loss=f"{mean:.4f}", val=f"{losses['validation_loss']:.4f}")
@@ -222,8 +225,8 @@ def _restore(
     return step, state
 
 
-def _pictured(epoch: float, epochs: int, every: int) -> bool:
-    return every > 0 and (epoch % every == 0 or epoch in (50, epochs))
+def _pictured(epoch: float, epochs: int, every: int, early: Sequence[int] = ()) -> bool:
+    return every > 0 and (epoch % every == 0 or epoch in (50, epochs, *early))
 
 
 @contextlib.contextmanager
@@ -250,7 +253,7 @@ def _averaged(network: nn.Module, ema: EMAModel) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _validate(network: nn.Module, goal: Denoising | Scattering, batch: dict[str, torch.Tensor]) -> float:
+def _validate(network: nn.Module, goal: Denoising | Restoration | Scattering, batch: dict[str, torch.Tensor]) -> float:
     """Mean loss of a fixed batch."""
     total, count = 0.0, processes.rows(batch)
     for start in range(0, count, 256):

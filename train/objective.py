@@ -1,4 +1,4 @@
-"""What a network is asked to predict, and how far off it is: the noise in a pattern, or the light a pattern scatters."""
+"""What a network is asked to predict, and how far off it is: the noise in a pattern, an image under noise, the light of a pattern."""
 
 from __future__ import annotations
 
@@ -92,8 +92,21 @@ class Scattering:
         return torch.as_tensor(total / (2 * len(batch["pattern"])))
 
 
-def objective(recipe: Recipe) -> Denoising | Scattering:
+class Restoration:
+    """An image from x + noise_sigma z, z standard normal, in one step and at one level of noise (Vincent et al., 2008)."""
+
+    def __init__(self, noise_sigma: float, loss: str) -> None:
+        self.noise_sigma, self.loss = noise_sigma, LOSSES[loss]
+
+    def __call__(self, network: Callable[..., torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Mean loss of a batch with keys ``sample``, in the unit of ``noise_sigma``, and ``noise``."""
+        return self.loss(network(batch["sample"] + self.noise_sigma * batch["noise"]).float(), batch["sample"])
+
+
+def objective(recipe: Recipe) -> Denoising | Restoration | Scattering:
     """The objective a recipe names."""
+    if recipe.objective == "restoration":
+        return Restoration(recipe.noise_sigma, recipe.loss)
     if recipe.objective == "consistency":
         from .consistency import Consistency
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .recipes import Recipe
 
 _CHOICES = {
-    "objective": ("denoising", "consistency", "scattering"),
+    "objective": ("denoising", "consistency", "restoration", "scattering"),
     "loss": ("mse", "l1", "huber"),
     "optimizer": ("adam", "adamw", "muon"),
     "lr_schedule": ("constant", "cosine"),
@@ -33,7 +33,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 _POSITIVE = ("batch_size", "epochs", "lr")
 _NOT_NEGATIVE = (
     *("warmup_steps", "gradient_clip", "min_snr_gamma", "target_noise", "guidance_scale"),
-    *("training_samples", "seed", "canvas", "sampling_steps"),
+    *("training_samples", "seed", "canvas", "sampling_steps", "noise_sigma"),
 )
 _SHARES = ("masks", "condition_dropout", "ema_decay")
 _PROPER_SHARES = ("validation_fraction", "mix_share")
@@ -72,6 +72,11 @@ def check(recipe: Recipe, where: str) -> None:
     for key, objectives in (("min_snr_gamma", ("denoising",)), ("target_noise", ("denoising", "consistency"))):
         if recipe.objective not in objectives and getattr(recipe, key):
             raise DataError(f"{where}: '{key}' is {getattr(recipe, key)}, which is for denoising; leave it at 0")
+    if (recipe.objective == "restoration") != (recipe.noise_sigma > 0):
+        words = (
+            "which is for the objective 'restoration'; leave it at 0" if recipe.noise_sigma else "and the objective 'restoration'; set it"
+        )
+        raise DataError(f"{where}: 'noise_sigma' is {recipe.noise_sigma}, {words}")
     if recipe.objective == "consistency":
         levels, timesteps = (recipe.scheduler.get(key, 0) for key in ("original_inference_steps", "num_train_timesteps"))
         if not isinstance(levels, int) or not 1 <= levels <= timesteps:
@@ -87,6 +92,8 @@ def check(recipe: Recipe, where: str) -> None:
 def _check_labels(recipe: Recipe, where: str) -> None:
     """What the layout ``labels`` has and what only it has."""
     if recipe.layout != "labels":
+        if recipe.objective == "restoration":
+            raise DataError(f"{where}: the objective is 'restoration' and the layout '{recipe.layout}'; images have the layout 'labels'")
         for key in ("data", "classes", "labelled", "quick"):
             if getattr(recipe, key):
                 raise DataError(f"{where}: '{key}' is {getattr(recipe, key)!r}, which is for the layout 'labels'; leave it out")
@@ -95,8 +102,14 @@ def _check_labels(recipe: Recipe, where: str) -> None:
                 f"{where}: 'guidance_scale' is {recipe.guidance_scale}; of metasurfaces it is stated when exporting, leave it at 1"
             )
         return
-    if recipe.objective != "denoising":
-        raise DataError(f"{where}: the objective is '{recipe.objective}' and the layout 'labels'; expected 'denoising'")
+    if recipe.objective not in ("denoising", "restoration"):
+        raise DataError(f"{where}: the objective is '{recipe.objective}' and the layout 'labels'; expected 'denoising' or 'restoration'")
+    if recipe.objective == "restoration":
+        for key in ("labelled", "scheduler", "sampling_scheduler", "sampling_steps"):
+            if getattr(recipe, key):
+                raise DataError(
+                    f"{where}: '{key}' is {getattr(recipe, key)!r} and a network that denoises in one step has none; leave it out"
+                )
     for key in ("masks", "height_power", "target_noise"):
         if getattr(recipe, key):
             raise DataError(f"{where}: '{key}' is {getattr(recipe, key)}, which is for metasurfaces; leave it at 0")

@@ -35,7 +35,7 @@ class SampleBatches:
     def training(self, step: int, start: int = 0, end: int | None = None) -> dict[str, np.ndarray]:
         """The batch of a step: ``sample``, ``noise`` (B, C, H, W), ``timestep`` (B,) int64 and, with classes, ``label`` (B, K).
 
-        Of its rows, ``start`` to ``end``.
+        Of its rows, ``start`` to ``end``; of a network without a noise schedule ``sample`` and ``noise`` alone.
         """
         chosen = self._order.rows(step, self.recipe.batch_size)
 
@@ -56,8 +56,10 @@ class SampleBatches:
         if augment and self.recipe.condition_dropout:
             label = np.where(rng.random(count) < self.recipe.condition_dropout, -1, label)
         noise = rng.standard_normal(sample.shape, dtype=np.float32)
-        timestep = rng.integers(0, self.timesteps, count)
-        return {"sample": np.ascontiguousarray(sample), "noise": noise, "timestep": timestep, **self.condition.arrays(label)}
+        batch = {"sample": np.ascontiguousarray(sample), "noise": noise}
+        if self.recipe.scheduled:
+            batch["timestep"] = rng.integers(0, self.timesteps, count)
+        return {**batch, **self.condition.arrays(label)}
 
 
 def batches(part: Data, condition: Conditioning, recipe: Recipe, mix: DataSet | None = None) -> Batches | SampleBatches:

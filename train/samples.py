@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from runtime import sample_pictures
+from runtime import denoise_pictures, sample_pictures
 from runtime.condition import Condition
 from runtime.data import DataSet
 from runtime.labels import Labels
@@ -21,12 +21,16 @@ from .recipes import Recipe
 from .run import Run
 
 TARGETS, SAMPLES, STEPS = 8, 3, 20
-IMAGES, POINTS = 60, 1000
+EARLY = {"restoration": (1, 5)}  # epochs that have a picture as well, by objective
+IMAGES, POINTS, _BLURRED = 60, 1000, 256
 _SEED = 2023
 
 
 def picture(path: Path, epoch: float, run: Run, network: nn.Module, device: torch.device) -> None:
     """Draw what ``network`` makes of some validation samples: patterns for their light or, of a surrogate, light for their patterns."""
+    if run.recipe.objective == "restoration":
+        _draw_restored(path, f"{run.recipe.name}, epoch {epoch:g}, validation images", run, network, device)
+        return
     if isinstance(run.data, SampleSet):
         _draw_samples(path, f"{run.recipe.name}, epoch {epoch:g}", run, network, device)
         return
@@ -49,6 +53,18 @@ def _draw_samples(path: Path, title: str, run: Run, network: nn.Module, device: 
     true = data.x[run.training[:count]]
     parts = [("training data", true), ("samples", sample_pictures.shown(made, labels))]
     sample_pictures.draw(path, title, parts, len(labels.classes) or None)
+
+
+@torch.no_grad()
+def _draw_restored(path: Path, title: str, run: Run, network: nn.Module, device: torch.device) -> None:
+    """Validation images at every size of noise: what the network makes of them, beside a blur fitted to training images."""
+    assert isinstance(run.data, SampleSet)
+    training, held = (
+        run.data.x[rows].astype(np.float32) / 255 for rows in (run.training[:_BLURRED], run.validation[: denoise_pictures.SHOWN])
+    )
+    denoise_pictures.draw_one_step(
+        path, title, lambda images: network(torch.from_numpy(images).to(device)).float().cpu().numpy(), training, held, _SEED
+    )
 
 
 def _draw_patterns(path: Path, title: str, held: DataSet, run: Run, network: nn.Module, device: torch.device) -> None:

@@ -37,13 +37,17 @@ from runtime.files import write_json
 from . import checkpoint, networks, sweep_report, tasks
 from .batches import split
 from .loop import train
-from .objective import Denoising, Scattering
+from .objective import Denoising, Restoration, Scattering
 from .recipes import Recipe, from_dict, load_recipe, override
 from .sample_batches import batches
 from .sweep_time import own_precision, seconds_per_step
 
 BUDGETS = ("epochs", "steps", "seconds")
-YARDSTICKS = {"denoising": "validation MSE of the prediction", "scattering": "validation misrouted power"}
+YARDSTICKS = {
+    "denoising": "validation MSE of the prediction",
+    "restoration": "validation MSE of the image",
+    "scattering": "validation misrouted power",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +227,7 @@ def _epochs(plan: Sweep, recipe: Recipe, samples: tasks.Data, training: np.ndarr
 def _check_network(recipe: Recipe, samples: tasks.Data) -> None:
     """Build the network without weights: a name or an argument that it does not have is refused before hours of training."""
     if recipe.objective not in YARDSTICKS:
-        raise DataError(f"a sweep compares the objectives {' and '.join(YARDSTICKS)}; the recipe's is '{recipe.objective}'")
+        raise DataError(f"a sweep compares the objectives {', '.join(YARDSTICKS)}; the recipe's is '{recipe.objective}'")
     with torch.device("meta"):
         networks.build(recipe.network, tasks.fitted(recipe, samples).network_arguments)
 
@@ -237,7 +241,8 @@ def _measured(run: Path, samples: tasks.Data, validation: np.ndarray) -> dict[st
     batch = {key: torch.from_numpy(value) for key, value in batches(samples.take(validation), condition, recipe).validation().items()}
     network = networks.build(recipe.network, recipe.network_arguments)
     network.load_state_dict(checkpoint.load_weights(checkpoint.latest(run)))
-    goal: Any = Scattering("l1") if recipe.objective == "scattering" else Denoising(recipe.scheduler, "mse")
+    goal: Any = Scattering("l1") if recipe.objective == "scattering" else Denoising(recipe.scheduler, "mse") if recipe.scheduled else None
+    goal = goal or Restoration(recipe.noise_sigma, "mse")
     total, count = 0.0, len(next(iter(batch.values())))
     for start in range(0, count, 256):
         part = {key: value[start : start + 256] for key, value in batch.items()}

@@ -31,6 +31,9 @@ def load(source: str | Path, recipe: Recipe, convention: str = "lab") -> Data:
     found = samples.load(source, recipe.canvas)
     if recipe.labelled and not found.classes:
         raise DataError(f"the recipe {recipe.name} is told each sample's class and {source} has none; name data with classes")
+    if recipe.objective == "restoration" and (found.x.dtype != np.uint8 or found.shape[1:] == (1, 1)):
+        what = "points" if found.shape[1:] == (1, 1) else str(found.x.dtype)
+        raise DataError(f"the recipe {recipe.name} denoises images of 8 bits and {source} holds {what}; name pictures, or an .npz of uint8")
     return found.only(recipe.classes) if recipe.classes else found
 
 
@@ -64,7 +67,8 @@ def _stated(recipe: Recipe, arguments: Mapping[str, Any]) -> Recipe:
 def measure(recipe: Recipe, part: Data) -> Conditioning:
     """The condition constants of a training part."""
     if isinstance(part, SampleSet):
-        return part.labels(recipe.labelled)
+        # Noise is stated where black is 0 and white is 1, and that is what the network sees.
+        return Labels((), 0.0, 255.0) if recipe.objective == "restoration" else part.labels(recipe.labelled)
     conditioning = recipe.network_arguments.get("conditioning", "concatenated")
     return Condition.measure(recipe.layout, part.Rm, part.Tm, part.h, recipe.canvas, conditioning, part.extra)
 
@@ -77,8 +81,7 @@ def conditioning(fields: Mapping[str, Any]) -> Conditioning:
 def identities(data: Data) -> Iterator[bytes]:
     """What tells each sample from the others: of a cell its pattern modulo cyclic shifts and its height."""
     if isinstance(data, SampleSet):
-        for x, label in zip(data.x, data.label, strict=True):
-            yield np.ascontiguousarray(x).tobytes() + label.tobytes()
+        yield from data.identities()
         return
     for pattern, height in zip(canonical(data.xx), data.h, strict=True):
         yield np.packbits(pattern).tobytes() + np.float32(height).tobytes()
@@ -103,5 +106,7 @@ def inputs(recipe: Recipe) -> list[str]:
     """The names of what the recipe's network is called with."""
     if recipe.objective == "scattering":
         return ["pattern", "height_nm"]
+    if recipe.objective == "restoration":
+        return ["sample"]
     told = {"planes": ["planes"], "orders": ["light", "height"], labels.LAYOUT: ["label"]}
     return ["sample", "timestep", *told[recipe.layout]]

@@ -13,7 +13,7 @@ from .feedforward import FeedForward
 from .lab2023 import Lab2023UNet
 from .spectral import SpectralDenoiser
 from .surrogate import Surrogate
-from .unet import ImageUNet
+from .unet import ImageUNet, RestorationUNet
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "lab2023": Lab2023UNet,
@@ -21,6 +21,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "surrogate": Surrogate,
     "feedforward": FeedForward,
     "unet": ImageUNet,
+    "restoration_unet": RestorationUNet,
 }
 
 
