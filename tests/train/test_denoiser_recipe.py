@@ -46,11 +46,12 @@ def run(*arguments: Any) -> Result:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """400 images of 8 x 8 with a bright bar, standing or lying, of which there are 16."""
+    """400 images of 8 x 8 with a bright bar, standing or lying, in one of three colours: 48 of them, but for a little noise."""
     rng = np.random.default_rng(1)
-    x = rng.integers(0, 30, (400, 8, 8)).astype(np.uint8)
-    for image, place, lying in zip(x, rng.integers(0, 8, 400), rng.integers(0, 2, 400), strict=True):
-        (image if lying else image.T)[place] += 220
+    x = rng.integers(0, 30, (400, 3, 8, 8)).astype(np.uint8)
+    for image, place, dark, lying in zip(x, rng.integers(0, 8, 400), rng.integers(0, 3, 400), rng.integers(0, 2, 400), strict=True):
+        for channel in {0, 1, 2} - {int(dark)}:
+            (image[channel] if lying else image[channel].T)[place] += 220
     path = tmp_path_factory.mktemp("images") / "bars.npz"
     np.savez(path, x=x)
     return path
@@ -123,6 +124,18 @@ def test_the_network_sees_images_in_which_white_is_1_and_noise_of_the_stated_siz
     assert isinstance(objective(TINY), Restoration)
 
 
+def test_a_sweep_compares_the_error_of_the_image(images: Path, tmp_path: Path) -> None:
+    small = "{ channels = [8], attention = [false], layers = 1, groups = 4 }"
+    plan = f'recipe = "denoiser"\n[settings]\nepochs = 1\nbatch_size = 128\nnetwork_arguments = {small}\n[grid]\nlr = [1e-3, 3e-3]\n'
+    (tmp_path / "rates.toml").write_text(plan)
+    done = run("train", "--data", images, "--sweep", tmp_path / "rates.toml", "--out", tmp_path / "sweep", "--pictures-every", 0)
+    assert done.exit_code == 0, done.output
+    results = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert results["yardstick"] == "validation MSE of the image"
+    rows = list(results["runs"].values())
+    assert [row["yardstick"] for row in rows] == [pytest.approx(row["validation_loss"], rel=1e-4) for row in rows]
+
+
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 16, 16)])
 def test_the_network_fits_mnist_and_colours(shape: tuple[int, int, int]) -> None:
     network = RestorationUNet(shape, channels=(8, 16), layers=1, groups=4)
@@ -142,12 +155,12 @@ def test_noisy_images_are_denoised_without_pytorch(bundle: Path, images: Path, t
     told = json.loads(done.stdout)
     assert (told["images"], told["noise_sigma"]) == (30, 0.5)
     found = load_samples(tmp_path / "out" / "denoised.npz")
-    assert (found.x.shape, found.x.dtype) == ((30, 1, 8, 8), np.uint8)
+    assert (found.x.shape, found.x.dtype) == ((30, 3, 8, 8), np.uint8)
     assert np.mean((found.x / 255 - clean) ** 2) < 0.5 * np.mean((np.clip(given, 0, 1) - clean) ** 2)
     assert (tmp_path / "out" / "denoised.png").stat().st_size > 3000
     with Denoiser(Bundle.open(bundle), "onnxruntime", "cpu", "fp32") as denoise:
         assert np.abs(np.clip(np.rint(denoise(given, 5) * 255), 0, 255) - found.x).max() <= 1
-        with pytest.raises(DataError, match=r"expected \(N, 1, 8, 8\)"):
+        with pytest.raises(DataError, match=r"expected \(N, 3, 8, 8\)"):
             denoise(given[:, :, :4])
     drawn = run("plot", "denoise", "--bundle", bundle, "--data", images, *ENGINE, "-n", 2, "--out", tmp_path / "d.png")
     assert drawn.exit_code == 0, drawn.output
