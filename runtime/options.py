@@ -95,13 +95,14 @@ restoring = _gathered(
         "--input",
         "source",
         metavar="DATA",
-        help="Of a bundle of images: denoise these, a picture, a folder of them, an .npz or another data set.",
+        help="Of a bundle of images: denoise these, a picture, a folder of them, an .npz or another data set; with a diffusion model once, "
+        "or -n times each.",
     ),
     click.option(
         "--noise-level",
         "level",
         type=click.FloatRange(0, 1),
-        help="With --input and a diffusion model: the share of the schedule to begin at, from 0 (nothing is done) to 1 (noise alone).",
+        help="With --input and a diffusion model: the share of the schedule to begin at; of an image 1 leaves nothing, and little leaves most.",
     ),
     click.option(
         "--noise-sigma",

@@ -225,7 +225,7 @@ RECIPES = {
         **_SAMPLES,
     ),
     # An image from a noisy one in one step: the first half of the exercise that diffusion models are taught with, on MNIST there.
-    # Five epochs of 1,797 digits are 260 steps, in which little is learnt: the quick settings take 40 epochs at ten times the rate.
+    # Five epochs of the digits are 255 steps (2.8 dB over the best blur), so the quick settings take 40 at ten times the rate (3.7 dB).
     "denoiser": Recipe(
         name="denoiser",
         network="restoration_unet",
