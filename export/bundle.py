@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from runtime.bundle import FORMAT, digest
+from runtime.bundle import FORMAT
 from runtime.condition import Condition
 from runtime.data import DataSet
 from runtime.errors import BundleError, DataError
-from runtime.files import atomic_directory
 from runtime.labels import Labels
 from runtime.loop import Guidance
 from runtime.samples import SampleSet
 from runtime.schedulers import plan
-from runtime.version import __version__
 from train.finetune import read_json
 from train.objective import Denoising
 
-from . import card, parity, precision, yardsticks
+from . import packing, parity, precision, yardsticks
 from .fused import fuse
 from .onnx import EXAMPLE_BATCH, Part, parts, restorer_part, surrogate_part, to_onnx
 from .run import Run, fits
 from .yardsticks import Designs, Restored, Samples
 
-TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "numpy")
 Say = Callable[[str], None]
 
 
@@ -123,7 +117,7 @@ def export(
         yardstick = Designs(reference, condition, trained.calibration, trained.tests, table, guidance, shape, start, alphas)
     report = _compared(graphs, yardstick, drawn, precisions, force, say)
     files: dict[str, bytes] = {"scheduler_config.json": (run / "scheduler_config.json").read_bytes()}
-    golden, described = _networks(reference, graphs, yardstick, files)
+    golden, described = packing.networks(reference, graphs, yardstick, files)
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "task": "samples" if isinstance(condition, Labels) else "metasurface",
@@ -135,7 +129,7 @@ def export(
         "sampling": settings,
         "training": trained.history(),
         "metrics": results,
-        "versions": _versions(),
+        "versions": packing.versions(),
     }
     if isinstance(condition, Condition):
         manifest |= {"geometry": trained.facts["geometry"], "pattern_size": size, "window": [start, start]}
@@ -153,8 +147,8 @@ def export(
         say(f"  {words}, all of them to {apart['max_abs']:.1e}")
         if not apart["equal"] >= yardsticks.EQUAL:
             raise BundleError(f"only {words}; no bundle was written")
-        manifest["fused"] = {**_signature(files["sampler.onnx"], {**settings, "steps": fused}), **apart}
-    return _written(out, manifest, files, golden, report, say)
+        manifest["fused"] = {**packing.signature(files["sampler.onnx"], {**settings, "steps": fused}), **apart}
+    return packing.written(out, manifest, files, golden, report, say)
 
 
 def _restoration(trained: Run, out: Path, precisions: Sequence[str], max_batch: int, force: bool, say: Say) -> Path:
@@ -174,7 +168,7 @@ def _restoration(trained: Run, out: Path, precisions: Sequence[str], max_batch: 
     yardstick = Restored(reference, labels, trained.calibration, trained.tests, recipe.noise_sigma)
     report = _compared(graphs, yardstick, drawn, precisions, force, say)
     files: dict[str, bytes] = {}
-    golden, described = _networks(reference, graphs, yardstick, files)
+    golden, described = packing.networks(reference, graphs, yardstick, files)
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "task": "restoration",
@@ -186,9 +180,9 @@ def _restoration(trained: Run, out: Path, precisions: Sequence[str], max_batch: 
         "noise_sigma": recipe.noise_sigma,
         "training": trained.history(),
         "metrics": None,
-        "versions": _versions(),
+        "versions": packing.versions(),
     }
-    return _written(out, manifest, files, golden, report, say)
+    return packing.written(out, manifest, files, golden, report, say)
 
 
 def _compared(
@@ -210,49 +204,6 @@ def _compared(
         say(f"  {where}: not measured, {reason}")
     _judge(report, graphs, force, say)
     return report
-
-
-def _networks(
-    reference: Mapping[str, Part], graphs: Mapping[str, Mapping[str, bytes]], yardstick: parity.Comparison, files: dict[str, bytes]
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The golden arrays and the manifest's entries of networks, whose ONNX files are put into ``files``."""
-    described: dict[str, Any] = {}
-    golden: dict[str, np.ndarray] = {}
-    for name, part in reference.items():
-        named = {}
-        for kind, made in graphs.items():
-            # An int8 encoder would cost exactness and save nothing: it runs once for a target.
-            named[kind] = f"{name}.onnx" if made[name] is graphs["fp32"][name] else f"{name}.{kind}.onnx"
-            files[named[kind]] = made[name]
-        given, found = yardstick.inputs[name], yardstick.outputs[name]
-        cost = {"parameters": part.parameters, "flops": part.flops()}
-        described[name] = {"files": named, "inputs": _describe(given), "outputs": _describe(found), **cost}
-        golden.update({f"{name}.in.{key}": value[:4] for key, value in given.items()})
-        golden.update({f"{name}.out.{key}": value[:4] for key, value in found.items()})
-    return golden, described
-
-
-def _versions() -> dict[str, str]:
-    return {"metascatter": __version__, **{tool: metadata.version(tool) for tool in TOOLS}}
-
-
-def _written(
-    out: Path, manifest: dict[str, Any], files: dict[str, bytes], golden: Mapping[str, np.ndarray], report: Mapping[str, Any], say: Say
-) -> Path:
-    """Put self-test, parity report, model card and hashes beside the files, and all of them into ``out``."""
-    files["golden.npz"] = _npz(golden)
-    files["parity.json"] = _text({"bound_fp32": parity.BOUND, "bound_ranked": parity.WORSE, "precisions": report})
-    files["README.md"] = card.write(manifest, report).encode()
-    manifest["files"] = {
-        name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)} for name, content in sorted(files.items())
-    }
-    manifest["digest"] = digest(manifest)
-    with atomic_directory(out) as work:
-        for name, content in files.items():
-            (work / name).write_bytes(content)
-        (work / "manifest.json").write_bytes(_text(manifest))
-    say(f"wrote {out} ({sum(map(len, files.values())) / 1e6:.1f} MB)")
-    return out
 
 
 def _sizes(run: Run) -> tuple[tuple[int, ...], int, int]:
@@ -298,23 +249,6 @@ def _judge(report: Mapping[str, Any], graphs: Mapping[str, Any], force: bool, sa
             say(f"  {reason}; written because of --force")
 
 
-def _signature(model: bytes, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a foreign program has to know of the fused sampler."""
-    import onnx
-
-    def arrays(values: Any) -> dict[str, Any]:
-        return {
-            value.name: {
-                "shape": [side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim],
-                "dtype": onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
-            }
-            for value in values
-        }
-
-    graph = onnx.load_from_string(model).graph
-    return {"file": "sampler.onnx", **settings, "inputs": arrays(graph.input), "outputs": arrays(graph.output)}
-
-
 def _replaceable(out: Path) -> None:
     """Refuse to replace a folder that is no bundle: it would be gone with everything in it."""
     if out.is_dir() and any(out.iterdir()) and not (out / "manifest.json").is_file():
@@ -331,18 +265,3 @@ def _evaluation(path: Path) -> Any:
         if not isinstance(results, dict) or key not in results:
             raise DataError(f"{path} lacks the field '{key}'; name a file that 'cli.py evaluate --json' wrote")
     return results
-
-
-def _describe(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    return {key: {"shape": ["batch", *value.shape[1:]], "dtype": value.dtype.name} for key, value in arrays.items()}
-
-
-def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """An ``.npz`` whose bytes depend on the arrays alone: numpy.savez stamps fixed times, and the names are sorted."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{key: arrays[key] for key in sorted(arrays)})  # type: ignore[arg-type]
-    return buffer.getvalue()
-
-
-def _text(value: Any) -> bytes:
-    return (json.dumps(value, indent=1) + "\n").encode()

@@ -102,7 +102,7 @@ restoring = _gathered(
         "--noise-level",
         "level",
         type=click.FloatRange(0, 1),
-        help="With --input and a diffusion model: the share of the schedule to begin at; of an image 1 leaves nothing, and little leaves most.",
+        help="With --input and a diffusion model: the share of the schedule to begin at; at 1 nothing is left of an image.",
     ),
     click.option(
         "--noise-sigma",
