@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from runtime.commands import group, simulate, status
+from runtime.commands import evaluate, group, simulate, status
 from runtime.console import check_writable, given
 from runtime.errors import BackendError
 
@@ -29,8 +29,8 @@ from runtime.errors import BackendError
 @click.option(
     "--recipe",
     metavar="NAME|FILE",
-    help="default, lab2023, consistency, surrogate, swiss-roll, digits, denoiser, or a .toml or .json file; else that of the run --resume "
-    "or --init names.",
+    help="default, lab2023, consistency, surrogate, swiss-roll, digits, denoiser, automobiles, cifar5, either with -simple, cifar5-diffusers, or a "
+    ".toml or .json file; else that of the run --resume or --init names.",
 )
 @click.option("--quick", is_flag=True, help="The recipe's small settings: minutes on a CPU.")
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the training part; overrides the recipe.")
@@ -107,7 +107,7 @@ def train(
         from train.finetune import recipe_for
         from train.loop import train as run_training
 
-        settings = recipe_for(recipe, run if resume else None, init, overrides, quick)
+        settings = recipe_for(recipe, run if resume else None, init, overrides, quick, data_path is not None)
         if data_path is None and not settings.data:
             raise click.UsageError(f"the recipe {settings.name} has no data of its own; name them with --data")
         last = run_training(data_path or settings.data, run, settings, **work)
@@ -134,6 +134,7 @@ def train(
 @click.option(
     "--evaluation", type=click.Path(path_type=Path), metavar="JSON", help="Output of 'evaluate --json' for the manifest and the model card."
 )
+@click.option("--checkpoint", type=click.IntRange(1), metavar="STEP", help="The checkpoint to export; default: the newest.")
 @click.option("--scheduler", help="Default sampler of the bundle, in place of the recipe's.")
 @click.option("--steps", type=click.IntRange(1), help="Default number of steps, in place of the recipe's.")
 @click.option("--eta", type=click.FloatRange(0, 1), help="Default share of fresh noise (ddim), in place of 0.")
@@ -155,9 +156,10 @@ def export(
     hardware_compatible: bool,
     triton: Path | None,
     evaluation: Path | None,
+    checkpoint: int | None,
     **sampling: object,
 ) -> None:
-    """Turn the newest checkpoint of RUN into a bundle that runs without PyTorch.
+    """Turn the newest checkpoint of RUN, or that of --checkpoint, into a bundle that runs without PyTorch.
 
     \b
     python cli.py export runs/first --out bundles/first
@@ -191,6 +193,7 @@ def export(
             max_batch=max_batch,
             force=force,
             evaluation=evaluation,
+            step=checkpoint,
             sampling={k: v for k, v in sampling.items() if v is not None},
             say=status,
         )
@@ -235,6 +238,28 @@ simulate.params.append(
         callback=_solver,
         help="cuda: the same solver in PyTorch, batched on an NVIDIA GPU and in float64. The samples are the same and the "
         "efficiencies equal to the rounding of the CPU's complex64 (1e-4), so a run begun on one may be finished on the other.",
+    )
+)
+
+
+def _features(context: click.Context, parameter: click.Parameter, path: Path | None) -> object:
+    """The scores by a network's features; None where no network is named."""
+    if path is None:
+        return None
+    with _extra("train"):
+        from train.inception import load
+
+        return load(path)
+
+
+evaluate.params.append(
+    click.Option(
+        ["--features", "network"],
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        callback=_features,
+        help="Of images: also FID and Inception Score by the Inception in FILE (.onnx, TorchScript .pt, torch-fidelity's .pth), or the "
+        "like by another network. A TorchScript file is a program: take it only from whom you trust.",
     )
 )
 

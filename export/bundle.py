@@ -40,10 +40,11 @@ def export(
     max_batch: int = 256,
     force: bool = False,
     evaluation: Path | None = None,
+    step: int | None = None,
     sampling: dict[str, Any] | None = None,
     say: Say = lambda text: None,
 ) -> Path:
-    """Write the bundle of a run's last checkpoint (EMA weights) to ``out``, whole or not at all.
+    """Write the bundle of a run's checkpoint (EMA weights) to ``out``, whole or not at all.
 
     Args:
         run: a folder that ``cli.py train`` wrote.
@@ -53,6 +54,7 @@ def export(
         max_batch: the largest batch that engines are built for.
         force: write precisions that are worse than their bound.
         evaluation: JSON of ``cli.py evaluate --json`` to put into the manifest and the model card.
+        step: of the checkpoint to export; None is the newest.
         sampling: settings that replace the recipe's defaults (``scheduler``, ``steps``, ``guidance_scale``, ``eta``).
         say: called with a line per stage.
 
@@ -60,7 +62,7 @@ def export(
         DataError: ``run`` or ``surrogate`` is no run folder of that kind, or they do not belong together.
         BundleError: a file gives other numbers than PyTorch, by more than ``parity`` admits.
     """
-    trained = Run.open(run, "denoising")
+    trained = Run.open(run, "denoising", step)
     recipe, condition = trained.recipe, trained.condition
     if recipe.objective == "restoration":
         further = {"surrogate": surrogate, "fused": fused, "evaluation": evaluation, **(sampling or {})}

@@ -32,8 +32,11 @@ class Run:
     tests: tasks.Data
 
     @classmethod
-    def open(cls, path: Path, objective: str) -> Run:
+    def open(cls, path: Path, objective: str, step: int | None = None) -> Run:
         """Read a run folder whose recipe has this objective; a few-step model (``consistency``) is a denoiser like others.
+
+        Args:
+            step: of the checkpoint to take; None is the newest.
 
         Raises:
             DataError: it is none, is damaged, or was trained for something else.
@@ -45,7 +48,7 @@ class Run:
             )
             raise DataError(f"{path} holds {what} (its recipe's objective is '{recipe.objective}'); {instead}")
         condition = tasks.conditioning(condition_fields)
-        newest = checkpoint.latest(path)
+        newest = checkpoint.latest(path) if step is None else checkpoint.of_step(path, step)
         network = networks.build(recipe.network, recipe.network_arguments)
         try:
             network.load_state_dict(checkpoint.load_weights(newest))
@@ -71,12 +74,13 @@ class Run:
         path = self.path / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         # A kill leaves half a line, or rows of steps after the last checkpoint.
-        rows = [row for row in (json.loads(line) for line in lines if line.endswith("}")) if row["step"] <= step]
+        every = [json.loads(line) for line in lines if line.endswith("}")]
+        rows = [row for row in every if row["step"] <= step]
         last = rows[-1] if rows else {}
         return {
             **{key: value for key, value in self.facts.items() if key != "geometry"},
             "steps": step,
-            "epochs": last.get("epoch"),
+            "epochs": every[0]["epoch"] * step / every[0]["step"] if every else None,
             "seconds": last.get("seconds"),
             "loss": last.get("loss"),
             "validation_loss": last.get("validation_loss"),

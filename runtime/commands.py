@@ -156,6 +156,7 @@ def evaluate(
     seed: int,
     workers: int | None,
     as_json: bool,
+    network: Any = None,  # of an option that cli.py adds: from a checkout, a network's features are compared too
 ) -> None:
     """Score a bundle on held-out data: every score is re-solved with the settings stored in the data.
 
@@ -188,7 +189,9 @@ def evaluate(
     if not opened.designs:
         if picture is not None:
             raise click.UsageError("--picture draws scores of metasurfaces, or of a network that denoises in one step; leave it out")
-        return _evaluate_samples(bundle, data_path, n if given("n") else None, seed, settings, engine, as_json)
+        return _evaluate_samples(bundle, data_path, n if given("n") else None, seed, settings, engine, as_json, network)
+    if network is not None:
+        raise click.UsageError("--features is for bundles of images, and this one designs metasurfaces; leave it out")
     if data_path is None:
         raise click.UsageError("Missing option '--data': held-out data, such as 'simulate --count 512 --seed 7' makes.")
     held_out = data.load(data_path, convention, extra=list(opened.channels), optional=True)
@@ -218,7 +221,14 @@ def evaluate(
 
 
 def _evaluate_samples(
-    bundle: Path | None, data_path: Path | None, n: int | None, seed: int, settings: dict[str, Any], engine: dict[str, Any], as_json: bool
+    bundle: Path | None,
+    data_path: Path | None,
+    n: int | None,
+    seed: int,
+    settings: dict[str, Any],
+    engine: dict[str, Any],
+    as_json: bool,
+    network: Any,
 ) -> None:
     """``evaluate`` for a bundle of images or points."""
     from . import evaluate_samples, samples
@@ -231,7 +241,7 @@ def _evaluate_samples(
         if not source:
             raise click.UsageError("Missing option '--data': the recipe of this bundle has no data of its own.")
         real = samples.load(source, int(recipe.get("canvas", 0)))
-        result = evaluate_samples.evaluate(sampler, real, n, seed, bars.step, **settings)
+        result = evaluate_samples.evaluate(sampler, real, n, seed, bars.step, network, **settings)
     click.echo(json.dumps(result, indent=2) if as_json else evaluate_samples.table(result))
 
 

@@ -8,22 +8,25 @@ one half of the data, takes for the class that was asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from . import denoise_scores
+from . import frechet as gaussians
 from .errors import DataError
-from .generate import generate, one_of
-from .sample_pictures import is_points, shown
+from .frechet import FeatureScores, Moments, moments
+from .generate import generate, one_of, stream
+from .sample_pictures import is_points, shown, to_bytes
 from .sampler import OnStep, Sampler
 from .samples import SampleSet, sklearn, swiss_roll
 
 DRAWS = 5  # seeds, whose median counts
 DIRECTIONS = 256
 COMPONENTS = 32  # of the pixels
-MOST = 2000  # samples compared
+MOST = 2000  # samples compared where no number is asked for
+LARGE, LARGE_COMPONENTS = 256, 64  # pixels of an image that are too many for the classifier, and what it is shown instead
 SCALES = (1.0, 2.0, 3.0, 5.0)  # guidance scales of the curve
 
 
@@ -42,23 +45,24 @@ def sliced_wasserstein(a: np.ndarray, b: np.ndarray, seed: int = 0) -> float:
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:
     """Between the Gaussians fitted to features a (N, d) and b (M, d): |mean difference|^2 + tr(A + B - 2 (A B)^(1/2))."""
-    difference = a.mean(axis=0) - b.mean(axis=0)
-    first, second = (np.atleast_2d(np.cov(rows, rowvar=False)) for rows in (a, b))
-    # The eigenvalues of A B are those of the symmetric A^(1/2) B A^(1/2): real and, but for rounding, not negative.
-    values, vectors = np.linalg.eigh(first)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    mixed = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ second @ root), 0)).sum()
-    return float(difference @ difference + np.trace(first) + np.trace(second) - 2 * mixed)
+    return gaussians.distance(moments(a), moments(b))
 
 
 def evaluate(
-    sampler: Sampler, data: SampleSet, n: int | None = None, seed: int = 0, on_step: OnStep | None = None, **settings: Any
+    sampler: Sampler,
+    data: SampleSet,
+    n: int | None = None,
+    seed: int = 0,
+    on_step: OnStep | None = None,
+    network: FeatureScores | None = None,
+    **settings: Any,
 ) -> dict[str, Any]:
-    """Scores as JSON values.
+    """Scores as JSON values; images are scored as they are sampled, so that any number of them takes the memory of a batch.
 
     Args:
         data: real data: what is resembled, and what a score of real data is taken from.
-        n: samples compared; None is as many as there are in half of the data, 2000 at most.
+        n: samples compared; None is as many as there are in half of the data, 2000 at most, and of points this is the most.
+        network: scores images by features of its own as well.
         settings: of ``Sampler.stream``.
 
     Raises:
@@ -72,41 +76,72 @@ def evaluate(
         raise DataError(f"the data are of shape {data.shape} and the bundle's samples of {shape}; name the data of this bundle")
     if labels.classes:
         data = data.only(labels.classes)
-    count = min(n or MOST, MOST, len(data) // 2)
-    if count < 10:
-        raise DataError(f"{len(data)} samples are too few to compare with; name more data, or a larger -n")
+    half = min(MOST, len(data) // 2)
+    count = min(n or half, half) if is_points(shape) else n or half
+    if min(half, count) < 10:
+        raise DataError(f"{min(half, count)} samples are too few to compare; name more data, or a larger -n")
+    if is_points(shape) and network is not None:
+        raise DataError("points have no features of a network; leave --features out")
     scale = float(settings.get("guidance_scale") or sampler.bundle.manifest["sampling"]["guidance_scale"])
+    training = sampler.bundle.manifest["training"]
     common = {"samples": count, "data": len(data), "seed": seed, "recipe": sampler.bundle.manifest["recipe"]["name"]}
+    common |= {"epoch": training.get("epochs"), "steps": training.get("steps")}
     if is_points(shape):
         return {**common, "sliced_wasserstein": _points(sampler, data, count, seed, on_step, settings)}
-    scales = sorted({*SCALES, scale}) if labels.classes else [scale]
+    # A network that was never shown the null condition has nothing to be guided away from.
+    guided = labels.classes and sampler.bundle.manifest["recipe"].get("condition_dropout", 0)
+    scales = sorted({*SCALES, scale}) if guided else [scale]
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(data))
     one, other = data.take(order[: len(data) // 2]), data.take(order[len(data) // 2 :][:count])
     features = _features(one.x)
-    classify = _classifier(one) if labels.classes else None
+    real = _moments(features, one.x)
+    classify = _classifier(one) if len(labels.classes) > 1 else None
+    if network is not None:
+        for images in _batches(one.x):
+            network.real(images)
     rows = []
     for k, guidance in enumerate(scales):
+        made, right = Moments(), 0
         step = one_of(on_step, k, len(scales))
-        made, places = generate(sampler, None, count, seed, step, **{**settings, "guidance_scale": guidance})
-        images = shown(made, labels)
-        accuracy = None if classify is None else float((classify(images) == places).mean())
-        rows.append({"guidance_scale": guidance, "frechet": frechet(features(images), features(one.x)), "class_accuracy": accuracy})
+        for batch, places in stream(sampler, None, count, seed, step, **{**settings, "guidance_scale": guidance}):
+            images = shown(batch, labels)
+            made.add(features(images))
+            right += 0 if classify is None else int((classify(images) == places).sum())
+            if network is not None:
+                network.samples(images)
+        accuracy = None if classify is None else right / made.count
+        row = {"guidance_scale": guidance, "frechet": gaussians.distance(made, real), "class_accuracy": accuracy}
+        rows.append({**row, **({} if network is None else network.scores())})
     mean, spread = one.x.mean(axis=0, dtype=np.float64), one.x.std(axis=0, dtype=np.float64)
-    independent = np.clip(rng.normal(mean, spread, (count, *shape)), 0, 255)
-    return {
-        **common,
-        "guidance_scale": scale,
-        "by_guidance_scale": rows,
-        "denoising": _denoising(sampler, data, seed, settings),
-        "baselines": {
-            "real": {
-                "frechet": frechet(features(other.x), features(one.x)),
-                "class_accuracy": None if classify is None else float((classify(other.x) == other.label).mean()),
-            },
-            "independent_pixels": {"frechet": frechet(features(independent), features(one.x)), "class_accuracy": None},
+    independent = np.clip(rng.normal(mean, spread, (len(other), *shape)), 0, 255)
+    baselines = {
+        "real": {
+            "frechet": gaussians.distance(_moments(features, other.x), real),
+            "class_accuracy": None if classify is None else float((classify(other.x) == other.label).mean()),
         },
+        "independent_pixels": {"frechet": gaussians.distance(_moments(features, independent), real), "class_accuracy": None},
     }
+    result = {**common, "real_samples": len(other), "guidance_scale": scale, "by_guidance_scale": rows, "baselines": baselines}
+    result["denoising"] = _denoising(sampler, data, seed, settings)
+    if network is None:
+        return result
+    for name, pictures in (("real", other.x), ("independent_pixels", to_bytes(independent))):
+        for images in _batches(pictures):
+            network.samples(images)
+        baselines[name] |= network.scores()
+    return {**result, "features": {**network.facts(), "words": network.words}}
+
+
+def _batches(images: np.ndarray, size: int = 256) -> Iterator[np.ndarray]:
+    return (images[start : start + size] for start in range(0, len(images), size))
+
+
+def _moments(features: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> Moments:
+    found = Moments()
+    for part in _batches(images, 4096):
+        found.add(features(part))
+    return found
 
 
 def _denoising(sampler: Sampler, data: SampleSet, seed: int, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -146,18 +181,22 @@ def _two_draws(sampler: Sampler, data: SampleSet, count: int, rng: np.random.Gen
     return points[:count], points[count:]
 
 
-def _features(x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+def _features(x: np.ndarray, components: int = COMPONENTS) -> Callable[[np.ndarray], np.ndarray]:
     """The projection of images (N, C, H, W) on the first principal components of these, in units of the whole range of a pixel."""
-    flat = x.reshape(len(x), -1) / 255.0
-    mean = flat.mean(axis=0)
-    axes = np.linalg.svd(flat - mean, full_matrices=False)[2][:COMPONENTS]
-    return lambda images: (images.reshape(len(images), -1) / 255.0 - mean) @ axes.T
+    pixels = _moments(_flat, x)
+    axes = np.linalg.eigh(pixels.covariance)[1][:, ::-1][:, :components]
+    return lambda images: (_flat(images) - pixels.mean) @ axes
+
+
+def _flat(images: np.ndarray) -> np.ndarray:
+    return images.reshape(len(images), -1) / 255.0
 
 
 def _classifier(train: SampleSet) -> Callable[[np.ndarray], np.ndarray]:
-    """scikit-learn's support vector machine on pixels, fitted to real images."""
-    model = sklearn("svm", "the score of classes").SVC().fit(train.x.reshape(len(train), -1) / 255.0, train.label)
-    return lambda images: np.asarray(model.predict(images.reshape(len(images), -1) / 255.0))
+    """scikit-learn's support vector machine on pixels, of large images on their first principal components, fitted to real images."""
+    seen = _flat if train.x[0].size <= LARGE else _features(train.x, LARGE_COMPONENTS)
+    model = sklearn("svm", "the score of classes").SVC().fit(seen(train.x), train.label)
+    return lambda images: np.asarray(model.predict(seen(images)))
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -170,10 +209,12 @@ def table(result: Mapping[str, Any]) -> str:
         names = {"samples": "samples", "fresh_draw": "a fresh draw of real points", "gaussian": "one Gaussian, mean and covariance alike"}
         rows = [["", "sliced Wasserstein"], *([label, f"{found[name]:.4f}"] for name, label in names.items())]
         return f"{words}, medians of {found['draws']} seeds\n{aligned(rows)}\nsamples over fresh draw: {found['ratio']:.2f}"
-    rows = [["", "Fréchet distance of pixels", "taken for their class"]]
+    more = result.get("features", {}).get("words", {})
+    rows = [["", "Fréchet distance of pixels", "taken for their class", *more.values()]]
 
     def line(name: str, row: Mapping[str, Any]) -> Sequence[str]:
-        return [name, f"{row['frechet']:.4f}", "-" if row["class_accuracy"] is None else f"{row['class_accuracy']:.1%}"]
+        share = "-" if row["class_accuracy"] is None else f"{row['class_accuracy']:.1%}"
+        return [name, f"{row['frechet']:.4f}", share, *(f"{row[key]:.4g}" for key in more)]
 
     rows += [list(line(f"guidance scale {row['guidance_scale']:g}", row)) for row in result["by_guidance_scale"]]
     rows += [list(line(name.replace("_", " "), row)) for name, row in result["baselines"].items()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,27 @@ from .version import __version__
 def generate(
     sampler: Sampler, label: str | int | None, n: int, seed: int, on_step: OnStep | None = None, **settings: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """n samples of a class, or of every class in turn where none is named.
+    """n samples of a class, or of every class in turn where none is named: all of :func:`stream`, with its arguments and errors.
+
+    Returns:
+        Samples (n, channels, height, width) in the network's units, and the place (n,) of the class that was asked for; -1 is none.
+    """
+    made, places = zip(*stream(sampler, label, n, seed, on_step, **settings), strict=True)
+    return np.concatenate(made), np.concatenate(places)
+
+
+def stream(
+    sampler: Sampler, label: str | int | None, n: int, seed: int, on_step: OnStep | None = None, **settings: Any
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """n samples in the memory of one batch.
 
     Args:
         label: a class by name or number; None takes the bundle's classes one after the other, as many of each as n allows, and asks for
             nothing where it has none.
         settings: of :meth:`Sampler.stream`.
 
-    Returns:
-        Samples (n, channels, height, width) in the network's units, and the place (n,) of the class that was asked for; -1 is none.
+    Yields:
+        As :func:`generate` returns them, batch by batch.
 
     Raises:
         TargetError, BundleError, Cancelled: as :meth:`Sampler.stream` and :meth:`Sampler.labelled`.
@@ -36,13 +48,11 @@ def generate(
     labels = sampler.bundle.labels
     wanted = [labels.number(label)] if label is not None else list(range(min(n, len(labels.classes)))) or [-1]
     shares = [n // len(wanted) + (k < n % len(wanted)) for k in range(len(wanted))]
-    made, places = [], []
     for k, (place, share) in enumerate(zip(wanted, shares, strict=True)):
         # Classes begin from the same noise, which shows what the class does.
         condition = sampler.labelled(None if place < 0 else place)
-        made.append(sampler.sample(condition, max(share, 1), seed=seed, on_step=one_of(on_step, k, len(wanted)), **settings))
-        places.append(np.full(len(made[-1]), place))
-    return np.concatenate(made), np.concatenate(places)
+        for made in sampler.stream(condition, max(share, 1), seed=seed, on_step=one_of(on_step, k, len(wanted)), **settings):
+            yield made, np.full(len(made), place)
 
 
 def one_of(on_step: OnStep | None, k: int, runs: int) -> OnStep | None:

@@ -17,7 +17,7 @@ MOST = 20  # candidates of a target in a picture
 
 @click.group(cls=Group)
 def plot() -> None:
-    """Draw figures: what is in a data set, how a pattern comes out of noise."""
+    """Draw figures: what is in a data set, how a sample comes out of noise, how losses and scores went."""
 
 
 @plot.command()
@@ -114,4 +114,42 @@ def reverse(
         n = n or 3
         target = Target.load(target_path, convention, sampler.bundle.channels)
         plots.reverse_process(sampler, target, out, n, seed, **settings)
+    click.echo(out)
+
+
+@plot.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_out
+@click.option("--from-epoch", type=click.FloatRange(0), default=5, show_default=True, help="Where the second panel begins; 0: no second.")
+def loss(runs: tuple[Path, ...], out: Path, from_epoch: float) -> None:
+    """Losses of training runs: all epochs, and beside them those from an epoch on.
+
+    \b
+    metascatter plot loss runs/cifar5 runs/cifar5-simple --out losses.png
+    """
+    from . import curves, evaluate_picture
+
+    evaluate_picture.check(out)
+    check_writable(out.absolute().parent)
+    names = [run.resolve().name for run in runs]
+    labels = names if len(set(names)) == len(names) else [str(run) for run in runs]
+    curves.losses({label: curves.read_losses(run) for label, run in zip(labels, runs, strict=True)}, out, from_epoch)
+    click.echo(out)
+
+
+@plot.command()
+@click.argument("results", metavar="EVALUATION.json...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_out
+def scores(results: tuple[Path, ...], out: Path) -> None:
+    """Scores of bundles of images, as 'evaluate --json' wrote them: against epochs and against guidance.
+
+    \b
+    metascatter evaluate --bundle bundles/at-1040 --json > at-1040.json
+    metascatter plot scores at-260.json at-520.json at-1040.json --out scores.png
+    """
+    from . import curves, evaluate_picture
+
+    evaluate_picture.check(out)
+    check_writable(out.absolute().parent)
+    curves.scores([curves.read_evaluation(path) for path in results], out)
     click.echo(out)

@@ -30,6 +30,10 @@ from .labels import Labels
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_CIFAR_HOME = (
+    "unpack cifar-10-binary.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html, and name its folder cifar-10-batches-bin with --data; "
+    "train --quick takes scikit-learn's digits instead"
+)
 _ROLL = 16384  # points of the Swiss roll: of 4096, their own scatter is what is left of the score
 
 
@@ -116,7 +120,11 @@ def load(source: str | os.PathLike[str], size: int = 0, channels: int = 0) -> Sa
     if path.is_dir():
         if any(path.glob("data_batch_*.bin")):
             return _cifar(sorted(path.glob("data_batch_*.bin")))
+        if (path / "data_batch_1").exists():
+            raise DataError(f"{path} is not CIFAR-10's binary version but one for Python or Matlab; {_CIFAR_HOME}")
         return _folder(path, size, channels)
+    if not path.exists() and "cifar" in path.name.lower():
+        raise DataError(f"there is no data set '{name}'; {_CIFAR_HOME}")
     if not path.exists():
         raise DataError(f"there is no data set '{name}'; name a file or a folder, or one of {', '.join(NAMED)}")
     if path.suffix == ".npz":

@@ -74,6 +74,14 @@ def latest(run: Path) -> Path:
     return checkpoints[-1]
 
 
+def of_step(run: Path, step: int) -> Path:
+    """The checkpoint of a step. Raises DataError where there is none."""
+    if path_of(run, step) not in found(run):
+        steps = ", ".join(str(int(path.name.removeprefix("step-"))) for path in found(run))
+        raise DataError(f"{run} holds no checkpoint of step {step}; it has {steps or 'none'} (train with --checkpoint-every and --keep)")
+    return path_of(run, step)
+
+
 def state_of(checkpoint: Path) -> dict[str, Any]:
     """The facts of a checkpoint: ``step``, the optimiser's ``param_groups`` and what else was saved with it.
 

@@ -115,11 +115,13 @@ def load_into(network: nn.Module, path: Path) -> None:
         raise DataError(f"the weights of {newest} do not fit the recipe's network ({reason}); name another run") from None
 
 
-def recipe_for(name: str | None, resumed: Path | None, init: Path | None, overrides: Mapping[str, Any], hurry: bool = False) -> Recipe:
+def recipe_for(
+    name: str | None, resumed: Path | None, init: Path | None, overrides: Mapping[str, Any], hurry: bool = False, data: bool = False
+) -> Recipe:
     """The recipe a command means: the one named, else that of the run it goes on with or starts from, else ``default``.
 
     A few-step model has the network and the noise schedule of the run it learns from, whatever its recipe says of them. ``hurry`` takes
-    the quick settings of a recipe that is named.
+    the quick settings of a recipe that is named, but for their data where ``data`` are named as well.
 
     Raises:
         DataError: no such recipe, or a few-step model without a run to learn from.
@@ -128,7 +130,7 @@ def recipe_for(name: str | None, resumed: Path | None, init: Path | None, overri
     if name is None and before is not None:
         return override(recipe_of(before), overrides, "the command line")
     recipe = load_recipe(name or "default")
-    recipe = override(quick(recipe) if hurry else recipe, overrides, "the command line")
+    recipe = override(quick(recipe, data) if hurry else recipe, overrides, "the command line")
     if recipe.objective != "consistency":
         return recipe
     if before is None:

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from runtime.curves import losses, read_losses
 from runtime.files import atomic_file
 from runtime.version import __version__
-
-from .pictures import loss_curve
 
 _REDRAW_S = 10.0  # seconds between drawings of the loss curve: short epochs would spend their time on it
 
@@ -77,7 +76,7 @@ class Log:
             self._draw()
 
     def _draw(self) -> None:
-        loss_curve(self.path, self.out / "loss.png")
+        losses({"": read_losses(self.path)}, self.out / "loss.png")
         self.drawn = time.monotonic()
 
     def close(self) -> None:

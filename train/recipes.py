@@ -11,6 +11,7 @@ from typing import Any
 
 from runtime.errors import DataError
 
+from .class_recipes import CLASS_RECIPES
 from .recipe_checks import check
 
 
@@ -242,6 +243,7 @@ RECIPES = {
         quick={"epochs": 40, "lr": 1e-3, "lr_schedule": "cosine", "network_arguments": {"channels": [32, 64], "layers": 1}},
         **_SAMPLES,
     ),
+    **{name: Recipe(name=name, **fields) for name, fields in CLASS_RECIPES.items()},
 }
 
 
@@ -292,11 +294,16 @@ def _from_file(path: Path) -> Recipe:
     return override(RECIPES[base], {"name": path.stem, **fields}, str(path))
 
 
-def quick(recipe: Recipe) -> Recipe:
-    """The recipe with its quick settings. Raises DataError where it has none."""
+def quick(recipe: Recipe, data: bool = False) -> Recipe:
+    """The recipe with its quick settings; with ``data`` of its own named, without those that are of the quick settings' data.
+
+    Raises:
+        DataError: it has none.
+    """
     if not recipe.quick:
         raise DataError(f"the recipe {recipe.name} has no quick settings; leave --quick out, or shorten it with --epochs")
-    return override(recipe, recipe.quick, f"'quick' of the recipe {recipe.name}")
+    settings = {key: value for key, value in recipe.quick.items() if not (data and key in ("data", "classes", "mirrors"))}
+    return override(recipe, settings, f"'quick' of the recipe {recipe.name}")
 
 
 def override(recipe: Recipe, fields: Mapping[str, Any], where: str) -> Recipe:

@@ -9,6 +9,7 @@ from torch import nn
 
 from runtime.errors import DataError
 
+from .attention_unet import AttentionUNet
 from .feedforward import FeedForward
 from .lab2023 import Lab2023UNet
 from .spectral import SpectralDenoiser
@@ -22,6 +23,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "feedforward": FeedForward,
     "unet": ImageUNet,
     "restoration_unet": RestorationUNet,
+    "attention_unet": AttentionUNet,
 }
 
 
