@@ -40,6 +40,12 @@ def losses(runs: Mapping[str, Sequence[Mapping[str, Any]]], out: Path, from_epoc
         BackendError: matplotlib is not installed.
         DataError: a place that cannot be written.
     """
+    figure = _losses(runs, from_epoch)
+    with atomic_file(out) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def _losses(runs: Mapping[str, Sequence[Mapping[str, Any]]], from_epoch: float | None) -> Any:
     with matplotlib_needed():
         from matplotlib.figure import Figure
 
@@ -58,8 +64,7 @@ def losses(runs: Mapping[str, Sequence[Mapping[str, Any]]], out: Path, from_epoc
         axes.set(xlabel="epoch", ylabel="loss", title=f"Loss from epoch {start:g} on" if start else "Training loss")
         axes.grid(True, alpha=0.3)
     figure.axes[0].legend(frameon=False, fontsize=8 if len(runs) > 1 else None)
-    with atomic_file(out) as temporary:
-        figure.savefig(temporary, dpi=120)
+    return figure
 
 
 class Evaluation(NamedTuple):
@@ -94,6 +99,12 @@ def scores(found: Sequence[Evaluation], out: Path) -> None:
         BackendError: matplotlib is not installed.
         DataError: a place that cannot be written.
     """
+    figure = _scores(found)
+    with atomic_file(out) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def _scores(found: Sequence[Evaluation]) -> Any:
     with matplotlib_needed():
         from matplotlib import colormaps
         from matplotlib.figure import Figure
@@ -148,5 +159,4 @@ def scores(found: Sequence[Evaluation], out: Path) -> None:
             axes.grid(True, alpha=0.3)
     for axes in panels[0]:
         axes.legend(frameon=False, fontsize=7)
-    with atomic_file(out) as temporary:
-        figure.savefig(temporary, dpi=120)
+    return figure

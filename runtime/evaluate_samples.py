@@ -63,7 +63,7 @@ def evaluate(
         data: real data: what is resembled, and what a score of real data is taken from.
         n: samples compared; None is as many as there are in half of the data, 2000 at most, and of points this is the most.
         network: scores images by features of its own as well.
-        settings: of ``Sampler.stream``.
+        settings: of ``Sampler.stream``; where ``guidance_scale`` is one of them, no other is tried.
 
     Raises:
         DataError: data of another shape or with other classes, or too few.
@@ -90,7 +90,7 @@ def evaluate(
         return {**common, "sliced_wasserstein": _points(sampler, data, count, seed, on_step, settings)}
     # A network that was never shown the null condition has nothing to be guided away from.
     guided = labels.classes and sampler.bundle.manifest["recipe"].get("condition_dropout", 0)
-    scales = sorted({*SCALES, scale}) if guided else [scale]
+    scales = sorted({*SCALES, scale}) if guided and settings.get("guidance_scale") is None else [scale]
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(data))
     one, other = data.take(order[: len(data) // 2]), data.take(order[len(data) // 2 :][:count])

@@ -8,8 +8,10 @@ A sweep is a TOML file:
     [grid]                                  # recipe fields and the values they take; a dot leads into a table of the recipe
     lr = [1e-4, 3e-4, 1e-3]
     "network_arguments.conditioning" = ["concatenated", "class"]
+    recipe = ["cifar5", "cifar5-simple"]    # whole recipes, in place of the one above
     [options]
     budget = "epochs"                       # or "steps" or "seconds", with steps = N or seconds = S: what every run may spend
+    quick = true                            # the quick settings of the recipes, as --quick takes them
 
 Every run is an ordinary run folder ``OUT/<its settings>``. A sweep that was killed goes on with ``resume``: finished runs stay as they
 are, and the one that was broken off ends byte-identical to an unbroken one.
@@ -38,7 +40,7 @@ from . import checkpoint, networks, sweep_report, tasks
 from .batches import split
 from .loop import train
 from .objective import Denoising, Restoration, Scattering
-from .recipes import Recipe, from_dict, load_recipe, override
+from .recipes import Recipe, from_dict, load_recipe, override, quick
 from .sample_batches import batches
 from .sweep_time import own_precision, seconds_per_step
 
@@ -76,6 +78,11 @@ class Sweep:
             if not isinstance(fields.get(name, kind()), kind):
                 raise DataError(f"{path}: '{name}' is {fields[name]!r}; expected {'a name' if kind is str else f'a table [{name}]'}")
         name, options, axes = fields.get("recipe", ""), fields.get("options", {}), _flat(fields.get("grid", {}))
+        bases = axes.get("recipe", [name])
+        if "recipe" in axes and isinstance(bases, list) and bases:
+            if name or not all(isinstance(base, str) for base in bases):
+                raise DataError(f"{path}: [grid] varies 'recipe'; write names of recipes there, and no 'recipe' above it")
+            name = bases[0]
         if not name or not axes:
             lacking, example = ("[grid]", "lr = [1e-4, 1e-3] under it") if name else ("a recipe", 'recipe = "default"')
             raise DataError(f"{path} lacks {lacking}; write {example}")
@@ -94,17 +101,22 @@ class Sweep:
             )
         if budget != "epochs" and "epochs" in axes:
             raise DataError(f"{path}: [grid] varies 'epochs' and the budget is {budget}; choose one of them")
-        beside = path.parent / name
-        recipe = load_recipe(str(beside) if beside.suffix in (".json", ".toml") else name)
-        recipe = override(recipe, _nested(_flat(fields.get("settings", {}))), f"{path}: [settings]")
-        recipe = override(recipe, given, "the command line")
+        shared = _nested(_flat(fields.get("settings", {})))
+        hurry = options.get("quick", False)
+        if not isinstance(hurry, bool):
+            raise DataError(f"{path}: [options] 'quick' is {hurry!r}; expected true or false")
+        made = {base: _based(path, base, shared, given, hurry) for base in bases}
+        recipe = made[name]
         runs: dict[str, tuple[dict[str, Any], Recipe]] = {}
         for values in itertools.product(*axes.values()):
             settings = dict(zip(axes, values, strict=True))
             folder = slug(settings)
             if folder in runs:
                 raise DataError(f"{path}: two runs of the grid have the same settings ({folder}); write each value once")
-            runs[folder] = settings, override(recipe, _nested(settings), f"{path}: [grid]")
+            own = {key: value for key, value in settings.items() if key != "recipe"}
+            runs[folder] = settings, override(made[settings.get("recipe", name)], _nested(own), f"{path}: [grid]")
+        if len({(run.objective, run.layout, tuple(run.channels), tuple(run.classes)) for _, run in runs.values()}) > 1:
+            raise DataError(f"{path}: the recipes of [grid] are not for the same data; leave out those that differ")
         return cls(recipe, axes, budget, amount, runs)
 
 
@@ -184,7 +196,7 @@ def _taken_up(out: Path, plan: Sweep, data: str, count: int, resume: bool) -> di
     """The results so far: none, or those of the same sweep that ``out`` holds already."""
     kind = plan.recipe.objective
     fresh: dict[str, Any] = {
-        "recipe": plan.recipe.name,
+        "recipe": ", ".join(dict.fromkeys(recipe.name for _, recipe in plan.runs.values())),
         "data": {"name": data, "samples": count},
         "axes": plan.axes,
         "budget": plan.budget,
@@ -261,7 +273,7 @@ def _measured(run: Path, samples: tasks.Data, validation: np.ndarray) -> dict[st
 
 def _budget(options: Mapping[str, Any], path: Path) -> tuple[str, float]:
     where = f"{path}: [options]"
-    _known(options, ("budget", "steps", "seconds"), where)
+    _known(options, ("budget", "steps", "seconds", "quick"), where)
     budget = options.get("budget", "epochs")
     if budget not in BUDGETS:
         raise DataError(f"{where} 'budget' is {budget!r}; choose {', '.join(BUDGETS)}")
@@ -274,6 +286,14 @@ def _budget(options: Mapping[str, Any], path: Path) -> tuple[str, float]:
     if type(amount) not in (int, float) or not 0 < amount < math.inf:
         raise DataError(f"{where} '{budget}' is {amount!r}; expected what each run may take, above 0")
     return budget, amount
+
+
+def _based(path: Path, name: str, shared: Mapping[str, Any], given: Mapping[str, Any], hurry: bool) -> Recipe:
+    """A recipe by name, or by a file beside the sweep's, with what all runs share and what the command line says; or its quick settings."""
+    beside = path.parent / name
+    recipe = load_recipe(str(beside) if beside.suffix in (".json", ".toml") else name)
+    recipe = quick(recipe) if hurry else recipe
+    return override(override(recipe, shared, f"{path}: [settings]"), given, "the command line")
 
 
 def _known(fields: Mapping[str, Any], names: tuple[str, ...], where: str) -> None:

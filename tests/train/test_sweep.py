@@ -240,7 +240,12 @@ def test_wide_tables_are_folded() -> None:
 
 def test_shipped_sweeps_are_in_order() -> None:
     plans = {path.stem: Sweep.read(path) for path in SHIPPED.glob("*.toml")}
-    assert plans.keys() == {"lab2023", "optimizers", "conditioning", "samples", "samples_denoiser"}
+    assert plans.keys() == {"lab2023", "optimizers", "conditioning", "samples", "samples_denoiser", "cifar5", "digits_simple_improved"}
+    for name, epochs in (("cifar5", 500), ("digits_simple_improved", 40)):
+        recipes = [recipe for _, recipe in plans[name].runs.values()]
+        assert [recipe.name for recipe in recipes] == ["cifar5-simple", "cifar5", "cifar5-diffusers"]
+        assert {recipe.epochs for recipe in recipes} == {epochs}
+        assert list(plans[name].runs)[1] == "recipe=cifar5"
     for name in ("samples", "samples_denoiser"):
         assert [recipe.training_samples for _, recipe in plans[name].runs.values()] == [5000, 10000, 0]
     seed = RECIPES["lab2023"]
@@ -269,6 +274,11 @@ def test_shipped_sweeps_are_in_order() -> None:
         ('recipe = "default"\n[grid]\nrate = [1e-3]', r"\[grid\] has the unknown recipe field 'rate'"),
         ('recipe = "default"\n[grid]\nlr.peak = [1e-3]', r"'lr' is \{'peak': 0\.001\}; expected"),
         ('recipe = "default"\n[settings]\nrate = 1\n[grid]\nlr = [1e-3]', r"\[settings\] has the unknown recipe field 'rate'"),
+        ('recipe = "default"\n[grid]\nrecipe = ["digits"]', "no 'recipe' above it"),
+        ('[grid]\nrecipe = ["digits", "default"]', "are not for the same data"),
+        ('[grid]\nrecipe = ["digits", "none"]', "no recipe 'none'"),
+        ('recipe = "default"\n[grid]\nlr = [1e-3]\n[options]\nquick = true', "has no quick settings"),
+        ('recipe = "digits"\n[grid]\nlr = [1e-3]\n[options]\nquick = 1', "'quick' is 1; expected true or false"),
         ('recipe = "default"\n[grid]\nlr = [1e-3]\n[options]\nbudget = "hours"', "'budget' is 'hours'; choose epochs, steps, seconds"),
         ('recipe = "default"\n[grid]\nlr = [1e-3]\n[options]\nbudget = "steps"', "'steps' is None; expected what each run may take"),
         ('recipe = "default"\n[grid]\nlr = [1e-3]\n[options]\nsteps = 5', "has 'steps' and the budget is epochs"),
