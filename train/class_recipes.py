@@ -73,7 +73,7 @@ def _quick(classes: list[str], epochs: int, **arguments: Any) -> dict[str, Any]:
 CLASS_RECIPES: dict[str, dict[str, Any]] = {
     "automobiles": {**_IMPROVED, **_AUTOMOBILES, **_quick(["3"], 300, width=16)},
     "automobiles-simple": {**_SIMPLE, **_AUTOMOBILES, **_quick(["3"], 300, width=16)},
-    "cifar5": {**_IMPROVED, **_FIVE, **_quick([], 40, width=16)},
-    "cifar5-simple": {**_SIMPLE, **_FIVE, **_quick([], 40, width=16)},
-    "cifar5-diffusers": {**_DIFFUSERS, **_FIVE, **_quick([], 40, channels=[32, 64], attention=[False, True], layers=1)},
+    "cifar5": {**_IMPROVED, **_FIVE, **_quick([], 60, width=16)},
+    "cifar5-simple": {**_SIMPLE, **_FIVE, **_quick([], 60, width=16)},
+    "cifar5-diffusers": {**_DIFFUSERS, **_FIVE, **_quick([], 60, channels=[32, 64], attention=[False, True], layers=1)},
 }

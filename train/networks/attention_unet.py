@@ -35,6 +35,8 @@ class AttentionUNet(nn.Module):
             raise ValueError(f"the width of {width} must be divisible by {heads} heads, and the embedding of {embedding} by 2")
         self.embedding = embedding
         self.label = nn.Linear(classes, embedding, bias=False) if classes else None
+        if self.label is not None:
+            nn.init.normal_(self.label.weight)  # as an embedding has it: a class is heard as loud as the time
         fine, middle, coarse, bottom = width, 2 * width, 4 * width, 8 * width
 
         def attends(channels: int) -> nn.Module:
@@ -49,6 +51,11 @@ class AttentionUNet(nn.Module):
         self.up = nn.ModuleList(Level(a, b, embedding, a // 2) for a, b in up)
         self.up_attention = nn.ModuleList(attends(b) for _, b in up)
         self.last = nn.Conv2d(fine, shape[0], 1)
+        # Normalised at once, a sample's scale is lost to all these layers, and with it that of the noise in it; where a sample has few
+        # pixels that scale varies. The document leaves it at that. Here the sample also goes to the output, by a share told by the time.
+        self.share = nn.Linear(embedding, 1)
+        nn.init.zeros_(self.share.weight)
+        nn.init.zeros_(self.share.bias)
 
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
         """The prediction (B, C, H, W) for sample (B, C, H, W), timestep (B,) int64 and label (B, classes)."""
@@ -64,7 +71,7 @@ class AttentionUNet(nn.Module):
         for level, attention in zip(self.up, self.up_attention, strict=True):
             x = functional.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=True)
             x = attention(level(torch.cat([skips.pop(), x], dim=1), told))
-        return self.last(x)
+        return self.last(x) + sample * self.share(told)[:, :, None, None]
 
 
 class DoubleConvolution(nn.Module):
