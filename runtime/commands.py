@@ -184,14 +184,14 @@ def evaluate(
         evaluate_picture.check(picture)
         check_writable(picture.absolute().parent)
     opened = Bundle.open(bundle)
+    if network is not None and (opened.designs or opened.restores):
+        raise click.UsageError("--features is for images out of nothing, and this bundle designs metasurfaces or denoises; leave it out")
     if opened.restores:
         return denoise_commands.evaluate(opened, data_path, n if given("n") else None, seed, settings, engine, picture, as_json)
     if not opened.designs:
         if picture is not None:
             raise click.UsageError("--picture draws scores of metasurfaces, or of a network that denoises in one step; leave it out")
         return _evaluate_samples(bundle, data_path, n if given("n") else None, seed, settings, engine, as_json, network)
-    if network is not None:
-        raise click.UsageError("--features is for bundles of images, and this one designs metasurfaces; leave it out")
     if data_path is None:
         raise click.UsageError("Missing option '--data': held-out data, such as 'simulate --count 512 --seed 7' makes.")
     held_out = data.load(data_path, convention, extra=list(opened.channels), optional=True)
