@@ -185,7 +185,7 @@ def evaluate(
         check_writable(picture.absolute().parent)
     opened = Bundle.open(bundle)
     if network is not None and (opened.designs or opened.restores):
-        raise click.UsageError("--features is for images out of nothing, and this bundle designs metasurfaces or denoises; leave it out")
+        raise click.UsageError("--features is for bundles of images that are sampled, and this is none; leave it out")
     if opened.restores:
         return denoise_commands.evaluate(opened, data_path, n if given("n") else None, seed, settings, engine, picture, as_json)
     if not opened.designs:

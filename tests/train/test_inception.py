@@ -204,4 +204,4 @@ def test_mistakes_are_one_sentence(files: Path, tmp_path: Path, small_bundle: Pa
     with pytest.raises(DataError, match="expected \\(2, number of features\\)"):
         inception.NetworkScores(lambda images: (images, None), {})
     told = CliRunner().invoke(cli.group, ["evaluate", "--bundle", str(small_bundle), "--features", str(files / "tiny.pt")])
-    assert (told.exit_code, "--features is for bundles of images" in told.output) == (2, True)
+    assert (told.exit_code, "--features is for bundles of images that are sampled" in told.output) == (2, True)
