@@ -56,7 +56,8 @@ def main() -> None:
 @click.option("--period-nm", type=click.FloatRange(0, min_open=True), default=4000.0, show_default=True, help="Of the cell, along x and y.")
 @click.option("--wavelength-nm", type=click.FloatRange(0, min_open=True), default=1550.0, show_default=True)
 @click.option("--index", type=click.FloatRange(0, min_open=True), default=3.48, show_default=True, help="Of pillars and substrate.")
-@options.workers
+@options.cluster
+@options.shared_workers
 def simulate(
     out: Path,
     count: int | None,
@@ -71,6 +72,7 @@ def simulate(
     period_nm: float,
     wavelength_nm: float,
     index: float,
+    place: dict[str, Any],
     workers: int | None,
     solver: Any = None,  # of an option that cli.py adds: from a checkout, PyTorch can solve too
 ) -> None:
@@ -80,6 +82,7 @@ def simulate(
     metascatter simulate --count 512 --seed 7 --out test.npz
     metascatter simulate --patterns mine.npz --out solved.npz
     metascatter simulate --patterns test.npz --wavelength-nm 1480 --add 1480 --out both.npz
+    metascatter simulate --count 20000 --seed 1 --out data.npz --cluster auto
     """
     from .geometry import Geometry
     from .physics.simulate import simulate as run
@@ -88,6 +91,10 @@ def simulate(
         raise click.UsageError("--add is for the cells of a data set; name it with --patterns")
     if (count is None) == (patterns is None):
         raise click.UsageError("give either --count or --patterns")
+    wish = options.cluster_wish(place, workers)
+    if wish is not None and wish.gpus:
+        raise click.UsageError("--gpus-per-worker: workers of simulate use no GPU; leave it out, or --cluster for --device cuda")
+    where = {"workers": None if wish is not None else workers, "solver": solver, "cluster": wish}
     if add is not None:
         assert patterns is not None
         fields: dict[str, Any] = {"rule": rule, "harmonics": harmonics, "truncation": truncation, "polarisation": polarisation}
@@ -97,7 +104,7 @@ def simulate(
             changes["index_pillar"] = changes["index_substrate"] = changes.pop("index")
         from .physics.add import add as run_add
 
-        click.echo(run_add(patterns, out, add, changes, workers, solver=solver))
+        click.echo(run_add(patterns, out, add, changes, **where))
         return
     geometry = Geometry(
         wavelength_nm=wavelength_nm,
@@ -109,7 +116,7 @@ def simulate(
         harmonics=harmonics,
         truncation=truncation,
     )
-    click.echo(run(out, count=count, seed=seed, geometry=geometry, height_nm=height_nm, workers=workers, patterns=patterns, solver=solver))
+    click.echo(run(out, count=count, seed=seed, geometry=geometry, height_nm=height_nm, patterns=patterns, **where))
 
 
 @group.command()

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from . import pairs as further
 from .data import open_npz
 from .design_files import RANKING, WRITERS, Content
 from .errors import DataError, GeometryError
 from .files import atomic_file
 from .geometry import Geometry
-from .pairs import Pair, read_pairs, to_arrays
+from .pairs import Pair, read_pairs
 
 if TYPE_CHECKING:
     from .target import Target
@@ -122,7 +123,7 @@ def save(
     """
     if mat_convention not in ("lab", "metascatter"):
         raise DataError(f"the convention of designs.mat is '{mat_convention}'; it must be lab or metascatter")
-    arrays = _arrays(designs, target)
+    arrays = to_arrays(designs, target)
     directory = Path(directory)
     content = Content(designs, target, arrays, mat_convention, ranking)
     missing: list[tuple[str, str]] = []
@@ -225,8 +226,12 @@ def _check(arrays: dict[str, np.ndarray], name: str) -> int:
     return count
 
 
-def _arrays(designs: Sequence[Design], target: Target) -> dict[str, np.ndarray]:
-    """The arrays of ``designs.npz``. Raises DataError where the designs do not go together."""
+def to_arrays(designs: Sequence[Design], target: Target) -> dict[str, np.ndarray]:
+    """The arrays of ``designs.npz``; of the target only the number of orders counts.
+
+    Raises:
+        DataError: the designs do not go together, or there is none.
+    """
     if not designs:
         raise DataError("there is no design to save; sample at least one candidate")
     first = designs[0]
@@ -244,7 +249,7 @@ def _arrays(designs: Sequence[Design], target: Target) -> dict[str, np.ndarray]:
         "seed": np.array([d.seed for d in designs], np.int64),
         "candidate": np.array([d.candidate for d in designs], np.int64),
         "geometry": np.array(first.geometry.to_json()),
-        **to_arrays(designs, nothing),
+        **further.to_arrays(designs, nothing),
     }
     if any(d.refined for d in designs):
         arrays["refined"] = np.array([d.refined for d in designs], bool)

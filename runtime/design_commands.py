@@ -6,13 +6,16 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from . import denoise_commands, making_commands, options
-from .console import Bars, check_writable, status
+from .console import Bars, check_writable, given, status
 from .errors import DataError
+
+if TYPE_CHECKING:
+    from .cluster import Wish
 
 
 @click.command()
@@ -22,7 +25,7 @@ from .errors import DataError
     "directory",
     required=True,
     type=click.Path(path_type=Path),
-    help="Folder for the designs; several targets get one folder each.",
+    help="Folder for the designs; several targets get one folder each, many a folder of shards.",
 )
 @options.bundle
 @options.label
@@ -48,7 +51,14 @@ from .errors import DataError
     "--mat-convention", type=click.Choice(["lab", "metascatter"]), default="lab", show_default=True, help="Index convention of designs.mat."
 )
 @options.making
-@options.workers
+@click.option(
+    "--shard-size",
+    type=click.IntRange(1),
+    metavar="K",
+    help="Targets of a shard; default: up to 16. Makes shards of a few targets too, which else get a folder each.",
+)
+@options.cluster
+@options.shared_workers
 @options.as_json
 def infer(
     targets: tuple[Path, ...],
@@ -66,13 +76,16 @@ def infer(
     convention: str | None,
     mat_convention: str,
     made: dict[str, Any],
+    shard_size: int | None,
+    place: dict[str, Any],
     workers: int | None,
     as_json: bool,
 ) -> None:
     """Design metasurfaces for each TARGET, or sample or denoise images or points with a bundle of those, and write them to a folder.
 
     A TARGET is a file (.json, .toml, .mat, .npz or .csv) or a preset: deflector, splitter-2x2, equal-3x3, mirror or zero-order-suppressor,
-    with its parameters behind it where the defaults do not suit.
+    with its parameters behind it where the defaults do not suit. A folder of such files, an .npz of many rows, a .jsonl with a target on
+    every line, or - for the same from stdin, are many targets: their designs come in shards, and a run that was killed goes on.
 
     \b
     metascatter infer deflector.json --out designs
@@ -82,22 +95,36 @@ def infer(
     metascatter infer deflector.json --out designs --no-verify --json
     metascatter infer deflector.json --out designs --robust --fabricable --no-corners
     metascatter infer --bundle bundles/digits --label 3 -n 16 --out threes
-    metascatter infer --bundle bundles/denoiser --input noisy/ --out clean
-    metascatter infer --bundle bundles/digits --input noisy.png --noise-sigma 0.5 --no-add-noise --out clean
+    wish = options.cluster_wish(place, workers)
+    if denoise_commands.asked(restoring):
+        if wish is not None or shard_size is not None:
+            raise click.UsageError("--cluster and --shard-size are for targets, and there is none; leave them out")
+        return denoise_commands.infer(targets, directory, bundle, label, n, seed, restoring, settings, engine, as_json)
     """
     from . import design, report
     from .freedom import Freedom, read_fixed
     from .presets import name_of
     from .sampler import load
     from .target import Target
+    from .target_stream import is_many
 
+    wish = options.cluster_wish(place, workers)
     if denoise_commands.asked(restoring):
+        if wish is not None or shard_size is not None:
+            raise click.UsageError("--cluster and --shard-size are for targets, and there is none; leave them out")
         return denoise_commands.infer(targets, directory, bundle, label, n, seed, restoring, settings, engine, as_json)
     if not targets:
+        if wish is not None or shard_size is not None:
+            raise click.UsageError("--cluster and --shard-size are for targets, and there is none; leave them out")
         return _samples(directory, bundle, label, n, seed, settings, engine, as_json)
     if label is not None:
         raise click.UsageError("--label is for bundles of images, which take no target; leave one of the two out")
     making = making_commands.read_making(made, verify)
+    if shard_size is not None or wish is not None or is_many(targets):
+        if given("mat_convention"):
+            raise click.UsageError("--mat-convention is of designs.mat, and shards have none; leave it out")
+        how = {"n": n, "top": top, "seed": seed, "settings": settings, "verify": verify, "making": making, "engine": engine}
+        return _shards(targets, directory, bundle, convention, how, search, shard_size, wish, workers, as_json)
     stems = [os.path.normcase(name_of(path)) for path in targets]
     twice = next((stem for stem in stems if stems.count(stem) > 1), None)
     if twice is not None:
@@ -153,6 +180,43 @@ def infer(
                 click.echo(report.files(saved.paths))
     if as_json:
         click.echo(json.dumps(results if len(results) > 1 else results[0], indent=2))
+
+
+def _shards(
+    targets: tuple[Path, ...],
+    directory: Path,
+    bundle: Path | None,
+    convention: str | None,
+    how: dict[str, Any],
+    search: dict[str, Any],
+    shard_size: int | None,
+    wish: Wish | None,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    """``infer`` of many targets, here or on a cluster."""
+    from . import design_job, design_shards
+    from .bundle import Bundle
+    from .freedom import read_fixed
+    from .target_stream import Source
+
+    opened = Bundle.open(bundle)
+    check_writable(directory)
+    time_limit = search.pop("time_limit")
+    if search["fixed"] is not None:
+        search["fixed"] = read_fixed(search["fixed"])
+    search["limits"] = how["making"].limits
+    job = design_job.Job(**how, search=search, time_limit=time_limit)
+    source = Source(targets, convention, opened.channels)
+    if wish is None:
+        result = design_shards.run(source, job, opened, directory, design_job.in_process(job, opened, workers), shard_size)
+    else:
+        from .cluster import connect
+        from .cluster_design import on_cluster
+
+        with connect(wish) as cluster:
+            result = design_shards.run(source, job, opened, directory, on_cluster(cluster, job, opened), shard_size)
+    click.echo(json.dumps(result, indent=2) if as_json else design_shards.text(result))
 
 
 def _samples(

@@ -5,16 +5,22 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .backends import BACKENDS, DEVICES, PRECISIONS
 from .schedulers import SCHEDULERS
 
+if TYPE_CHECKING:
+    from .cluster import Wish
+
 bundle = click.option("--bundle", type=click.Path(path_type=Path), help="Bundle folder; default: the one that ships with metascatter.")
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout and nothing else.")
 workers = click.option("--workers", type=click.IntRange(1), help="Parallel solves; default: one per core.")
+shared_workers = click.option(
+    "--workers", type=click.IntRange(1), help="Parallel solves; default: one per core. With --cluster, workers; default: as many as fit."
+)
 seed = click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Same seed, same result.")
 label = click.option("--label", metavar="CLASS", help="Of a bundle of images: the class to sample, by name or number; default: all.")
 candidates = click.option("-n", "n", type=click.IntRange(1), default=64, show_default=True, help="Candidates sampled per target.")
@@ -164,6 +170,36 @@ refinement = _gathered(
     click.option("--height", type=_Height(), help="Search for the height too, within LO and HI nm; default: the target's height."),
     click.option("--time-limit", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Per target: the best found by then."),
 )
+
+cluster = _gathered(
+    "place",
+    click.option(
+        "--cluster",
+        metavar="auto|ADDRESS",
+        help="Work on a Ray cluster. auto: the one that runs here or that RAY_ADDRESS names, else a new one of this computer.",
+    ),
+    click.option("--cpus-per-worker", type=click.FloatRange(0, min_open=True), help="With --cluster, threads of a worker; default: 1."),
+    click.option("--gpus-per-worker", type=click.FloatRange(0), help="With --cluster; default: 1 where there are any and --device allows."),
+)
+
+
+def cluster_wish(place: dict[str, Any], workers: int | None) -> Wish | None:
+    """What ``options.cluster`` asks for; None without ``--cluster``.
+
+    Raises:
+        click.UsageError: options for a cluster without one.
+    """
+    address = place["cluster"]
+    shares = {"cpus": place["cpus_per_worker"], "gpus": place["gpus_per_worker"]}
+    if address is None:
+        idle = next((name for name, value in shares.items() if value is not None), None)
+        if idle is not None:
+            raise click.UsageError(f"--{idle}-per-worker is for a cluster; add --cluster auto")
+        return None
+    from .cluster import Wish
+
+    return Wish(address, workers=workers, **{name: value for name, value in shares.items() if value is not None})
+
 
 baseline = _gathered(
     "other",

@@ -73,6 +73,15 @@ def models(bundle: Bundle) -> dict[str, backends.Model]:
     return {name: model(name, entry["files"]) for name, entry in bundle.manifest["networks"].items()}
 
 
+def check_target(bundle: Bundle, target: Target) -> Target:
+    """:meth:`Sampler.check` of a bundle that is in no engine."""
+    check_geometry(target, bundle.geometry, "bundle's", "use a bundle trained for it")
+    check_height(target, bundle.condition.height_range_nm)
+    check_orders(target, bundle.geometry)
+    pairs.check(target, bundle.channels, bundle.geometries)
+    return target.resized(bundle.condition.orders)
+
+
 class Sampler:
     """A bundle in an engine. A context manager; any number of threads may use it at once.
 
@@ -198,11 +207,7 @@ class Sampler:
         Raises:
             TargetError: another geometry, a height outside the training range, orders that carry no light, a channel it does not know.
         """
-        check_geometry(target, self.bundle.geometry, "bundle's", "use a bundle trained for it")
-        check_height(target, self.bundle.condition.height_range_nm)
-        check_orders(target, self.bundle.geometry)
-        pairs.check(target, self.bundle.channels, self.bundle.geometries)
-        return target.resized(self.bundle.condition.orders)
+        return check_target(self.bundle, target)
 
     def condition(self, target: Target) -> dict[str, np.ndarray]:
         """Network inputs (batch of 1) for a target; see :meth:`check` for what it raises."""

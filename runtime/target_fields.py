@@ -168,30 +168,41 @@ def number(where: str, field: str, value: Any) -> float:
 
 
 def _document(path: Path) -> dict[str, Any]:
-    """The object in ``path``; a field given twice is an error, not the last one's win."""
+    """The object in ``path``."""
+    kind = path.suffix[1:].upper()
+    text = read_text(path, kind)
+    if kind != "TOML":
+        return read_object(text, str(path))
+    import tomllib
+
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        bare = re.search(r"^\s*[RT]\s*\(", text, re.MULTILINE)
+        remedy = 'put the names of orders in quotation marks, "T(1,0)" = 0.4' if bare else "correct it"
+        raise TargetError(f"{path} is not TOML ({error}); {remedy}") from None
+
+
+def read_object(text: str | bytes, where: str) -> dict[str, Any]:
+    """The JSON object in ``text``, which errors call ``where``; a field given twice is an error, not the last one's win.
+
+    Raises:
+        TargetError: it is none.
+    """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         fields = dict(pairs)
         if len(fields) < len(pairs):
             twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
-            raise TargetError(f"{path} gives {reprlib.repr(twice)} twice; keep one")
+            raise TargetError(f"{where} gives {reprlib.repr(twice)} twice; keep one")
         return fields
 
-    kind = path.suffix[1:].upper()
-    text = read_text(path, kind)
     try:
-        if kind == "TOML":
-            import tomllib
-
-            document = tomllib.loads(text)
-        else:
-            document = json.loads(text, object_pairs_hook=once)
+        document = json.loads(text, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
-        bare = kind == "TOML" and re.search(r"^\s*[RT]\s*\(", text, re.MULTILINE)
-        remedy = 'put the names of orders in quotation marks, "T(1,0)" = 0.4' if bare else "correct it"
-        raise TargetError(f"{path} is not {kind} ({error}); {remedy}") from None
+        raise TargetError(f"{where} is not JSON ({error}); correct it") from None
     if not isinstance(document, dict):
-        raise TargetError(f"{path} holds {reprlib.repr(document)}; a target is a JSON object with height_nm and orders")
+        raise TargetError(f"{where} holds {reprlib.repr(document)}; a target is a JSON object with height_nm and orders")
     return document
 
 

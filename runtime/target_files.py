@@ -65,7 +65,16 @@ def read(path: Path, convention: str | None, channels: Collection[str] = ()) -> 
 
 
 def _read_npz(path: Path, convention: str | None, channels: Collection[str]) -> Target:
-    arrays = open_npz(path)
+    return from_arrays(str(path), path.stem, open_npz(path), convention, channels)
+
+
+def from_arrays(path: str, name: str, arrays: Mapping[str, np.ndarray], convention: str | None, channels: Collection[str]) -> Target:
+    """The target that the keys of an ``.npz`` describe; ``path`` is what errors call it, ``name`` what the target is called.
+
+    Raises:
+        TargetError: a missing key, or one of the wrong form.
+        GeometryError: a geometry that is none.
+    """
     for key in _KEYS:
         if key not in arrays:
             raise TargetError(f"{path} lacks the key '{key}'; a target has {', '.join(_KEYS)}")
@@ -73,17 +82,17 @@ def _read_npz(path: Path, convention: str | None, channels: Collection[str]) -> 
     further = [key for key in arrays if key in channels or key.startswith(_PREFIXES)]
     for key in ("Rm", "Tm", *_MASKS, *_SIGMAS, *further, *(f"mask_{key}" for key in further)):
         if key in arrays:
-            array = numeric(str(path), key, arrays[key])
+            array = numeric(path, key, arrays[key])
             if array.ndim == 3 and array.shape[0] > 1:
                 raise TargetError(f"{path}: '{key}' holds {array.shape[0]} samples; a target file holds one, save each in its own file")
             maps[key] = array[0] if array.ndim == 3 and array.shape[0] == 1 else array
     if _convention(path, arrays, convention, "metascatter") == "lab":
         maps = {key: reorder_lab(array) if array.ndim == 2 else array for key, array in maps.items()}
     geometry = _geometry(path, arrays)
-    geometries = read_geometries(arrays, labels(further), str(path))
+    geometries = read_geometries(arrays, labels(further), path)
     extra = {key: Channel(maps[key], maps.get(f"mask_{key}"), geometries.get(label(key) or "")) for key in further}  # type: ignore[arg-type]
-    masks, sigmas = (maps.get("mask_R"), maps.get("mask_T")), _sigmas(str(path), maps, arrays)
-    return checked(str(path), _KEYS, maps["Rm"], maps["Tm"], arrays["h"], *masks, path.stem, geometry, extra, sigmas=sigmas)
+    masks, sigmas = (maps.get("mask_R"), maps.get("mask_T")), _sigmas(path, maps, arrays)
+    return checked(path, _KEYS, maps["Rm"], maps["Tm"], arrays["h"], *masks, name, geometry, extra, sigmas=sigmas)
 
 
 def _read_mat(path: Path, convention: str | None, channels: Collection[str]) -> Target:
@@ -104,7 +113,7 @@ def _read_mat(path: Path, convention: str | None, channels: Collection[str]) -> 
     return checked(str(path), _KEYS, maps["Rm"], maps["Tm"], content["h"], *masks, path.stem, geometry, extra, sigmas=sigmas)
 
 
-def _geometry(path: Path, content: Mapping[str, np.ndarray]) -> Geometry | None:
+def _geometry(path: Path | str, content: Mapping[str, np.ndarray]) -> Geometry | None:
     """What the key ``geometry`` says; None without one."""
     if "geometry" not in content:
         return None
@@ -114,7 +123,7 @@ def _geometry(path: Path, content: Mapping[str, np.ndarray]) -> Geometry | None:
         raise TargetError(f"{path}: {error}") from None
 
 
-def _convention(path: Path, content: dict[str, np.ndarray], asked: str | None, default: str) -> str:
+def _convention(path: Path | str, content: Mapping[str, np.ndarray], asked: str | None, default: str) -> str:
     """The caller's convention, else the file's own, else ``default``."""
     own = _text(content["convention"]) if "convention" in content else default
     if own not in CONVENTIONS:

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from ..files import write_npz
 from ..geometry import Geometry, propagating
 from .simulate import Solve, simulate
 
+if TYPE_CHECKING:
+    from ..cluster import Wish
+
 
 def add(
     patterns: str | os.PathLike[str],
@@ -33,6 +36,7 @@ def add(
     workers: int | None = None,
     progress: bool = True,
     solver: Callable[[Geometry, int], Solve] | None = None,
+    cluster: Wish | None = None,
 ) -> Path:
     """Write to ``out`` the data set ``patterns`` with its patterns' scattering under a second geometry.
 
@@ -41,7 +45,7 @@ def add(
         out: the ``.npz`` to write. What is solved grows beside it, in ``OUT.added.npz`` and its ``.parts``.
         name: NAME of the maps ``Rm_NAME`` and ``Tm_NAME`` and of ``geometry_NAME``.
         changes: fields in which the second geometry differs from that of ``patterns``.
-        workers, progress, solver: as for :func:`.simulate.simulate`.
+        workers, progress, solver, cluster: as for :func:`.simulate.simulate`.
 
     Returns:
         ``out``.
@@ -79,7 +83,7 @@ def add(
         if progress:
             print(f"{out} already holds these maps; nothing to do", file=sys.stderr)
         return out
-    simulate(solved, None, 0, geometry, orders=orders, workers=workers, progress=progress, patterns=source, solver=solver)
+    simulate(solved, None, 0, geometry, orders=orders, workers=workers, progress=progress, patterns=source, solver=solver, cluster=cluster)
     found = load(solved)
     write_npz(out, **kept, **dict(zip(keys, (found.Rm, found.Tm, np.array(geometry.to_json())), strict=True)))
     with contextlib.suppress(OSError):

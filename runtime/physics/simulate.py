@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from ..geometry import Geometry
 from ..version import __version__
 from .shards import Parts, Take
 from .workers import solve_by_workers
+
+if TYPE_CHECKING:
+    from ..cluster import Wish
 
 __all__ = ["draw", "simulate"]
 
@@ -48,6 +51,7 @@ def simulate(
     progress: bool = True,
     patterns: str | os.PathLike[str] | None = None,
     solver: Callable[[Geometry, int], Solve] | None = None,
+    cluster: Wish | None = None,
 ) -> Path:
     """Write a data set (keys ``xx``, ``h``, ``Rm``, ``Tm``, ``geometry``) of solved patterns.
 
@@ -67,6 +71,7 @@ def simulate(
         solver: solver(geometry, M) returns what solves many cells at once, in this process, in place of the workers; None is the
             solver of this package. It must be at least as precise as the geometry's dtype, so that a run may change solvers
             half-way: samples are the same, efficiencies to within that rounding.
+        cluster: solve on a Ray cluster in place of worker processes; the file is the same.
 
     Returns:
         ``out``.
@@ -74,12 +79,15 @@ def simulate(
     Raises:
         DataError: an argument or the patterns file is wrong, ``out`` or its parts belong to other settings, or cannot be written.
         MetascatterError: a worker process died.
+        BackendError: there is no such cluster.
     """
     out = Path(out)
     if out.suffix != ".npz" or out.is_dir():
         raise DataError(f"{out} cannot be a data file; name a file that ends in .npz")
     if solver is not None and workers is not None:
         raise DataError(f"workers is {workers}, but only the solver on the CPU has worker processes; leave one of the two out")
+    if solver is not None and cluster is not None:
+        raise DataError("only the solver on the CPU works on a cluster; leave out the cluster or the other solver")
     orders = _orders(geometry) if orders is None else orders
     given = None if patterns is None else _given(Path(patterns), count)
     if given is None:
@@ -111,7 +119,7 @@ def simulate(
         return out
     parts.begin()
     try:
-        _solve_missing(parts, samples, geometry, orders, workers, progress, solver)
+        _solve_missing(parts, samples, geometry, orders, workers, progress, solver, cluster)
         parts.finish(out, geometry)
     except OSError as error:
         raise DataError(
@@ -196,9 +204,16 @@ def _holds(out: Path, samples: _Samples, geometry: Geometry, orders: int) -> boo
 
 
 def _solve_missing(
-    parts: Parts, samples: _Samples, geometry: Geometry, orders: int, workers: int | None, progress: bool, solver: Any
+    parts: Parts,
+    samples: _Samples,
+    geometry: Geometry,
+    orders: int,
+    workers: int | None,
+    progress: bool,
+    solver: Any,
+    cluster: Wish | None,
 ) -> None:
-    """Solve every shard that is not yet there, by worker processes or by ``solver``; see :func:`simulate`."""
+    """Solve every shard that is not yet there, by worker processes, a cluster or ``solver``; see :func:`simulate`."""
     from tqdm import tqdm
 
     missing = parts.missing()
@@ -206,7 +221,13 @@ def _solve_missing(
         return
     todo = sum(min(parts.shard, samples.count - first) for first in missing)
     with tqdm(total=samples.count, initial=samples.count - todo, unit="sample", disable=None if progress else True, file=sys.stderr) as bar:
-        if solver is None:
+        if cluster is not None:
+            from ..cluster import connect
+            from ..cluster_design import solve_by_cluster
+
+            with connect(cluster) as connected:
+                solve_by_cluster(connected, parts, missing, samples.take, geometry, orders, bar.update)
+        elif solver is None:
             solve_by_workers(parts, missing, samples.take, geometry, orders, workers, bar.update)
         else:
             _solve_here(parts, missing, samples.take, solver(geometry, orders), bar.update)

@@ -52,7 +52,7 @@ def target(masked=False):
     R, T = some_maps(np.random.default_rng(2))
     mask = np.zeros((2 * M + 1, 2 * M + 1), bool)
     mask[M + 1, M] = mask[M, M - 2] = True
-    return Target.from_arrays(R, T, 300.0, ~mask & False, mask, name="two") if masked else Target.from_arrays(R, T, 300.0, name="all")
+    return Target.fromto_arrays(R, T, 300.0, ~mask & False, mask, name="two") if masked else Target.fromto_arrays(R, T, 300.0, name="all")
 
 
 def assert_same(a, b):
@@ -257,7 +257,7 @@ def test_designs_that_do_not_go_together_are_refused(tmp_path, made, words):
 
 def changed(tmp_path, **changes):
     """A designs.npz with keys replaced, or left out where None."""
-    arrays = room._arrays(designs(2), target()) | changes
+    arrays = room.to_arrays(designs(2), target()) | changes
     path = tmp_path / "designs.npz"
     with path.open("wb") as stream:
         np.savez(stream, **{key: value for key, value in arrays.items() if value is not None})
