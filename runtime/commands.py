@@ -144,7 +144,8 @@ def simulate(
 @options.sampling
 @options.engine
 @options.seed
-@options.workers
+@options.cluster
+@options.shared_workers
 @options.as_json
 def evaluate(
     data_path: Path | None,
@@ -161,6 +162,7 @@ def evaluate(
     settings: dict[str, Any],
     engine: dict[str, Any],
     seed: int,
+    place: dict[str, Any],
     workers: int | None,
     as_json: bool,
     network: Any = None,  # of an option that cli.py adds: from a checkout, a network's features are compared too
@@ -173,10 +175,11 @@ def evaluate(
     metascatter evaluate --data test.npz --baseline bundles/other --picture evaluation.png
     metascatter evaluate --bundle bundles/digits
     metascatter evaluate --bundle bundles/denoiser --picture psnr.png
+    metascatter evaluate --data test.npz --cluster auto
 
     Bundles of images and points are compared with real data, by default those they were trained on; -n is then how many are compared.
     """
-    from contextlib import nullcontext
+    from contextlib import ExitStack
 
     from . import data, evaluate_picture
     from . import evaluate as scores
@@ -190,9 +193,12 @@ def evaluate(
     if picture is not None:
         evaluate_picture.check(picture)
         check_writable(picture.absolute().parent)
-    opened = Bundle.open(bundle)
+    opened, wish = Bundle.open(bundle), options.cluster_wish(place, workers)
     if network is not None and (opened.designs or opened.restores):
         raise click.UsageError("--features is for bundles of images that are sampled, and this is none; leave it out")
+    if wish is not None:
+        if not opened.designs:
+            raise click.UsageError("--cluster is for bundles of metasurfaces; what others sample is compared here, leave it out")
     if opened.restores:
         return denoise_commands.evaluate(opened, data_path, n if given("n") else None, seed, settings, engine, picture, as_json)
     if not opened.designs:
@@ -203,7 +209,16 @@ def evaluate(
         raise click.UsageError("Missing option '--data': held-out data, such as 'simulate --count 512 --seed 7' makes.")
     held_out = data.load(data_path, convention, extra=list(opened.channels), optional=True)
     training = data.load(train_data, convention) if train_data is not None else None
-    with load(bundle, **engine) as sampler, load(rival, **engine) if rival is not None else nullcontext() as baseline:
+    with ExitStack() as stack:
+        sampler = stack.enter_context(load(bundle, **engine))
+        baseline = None if rival is None else stack.enter_context(load(rival, **engine))
+        elsewhere = None
+        if wish is not None:
+            from .cluster import connect
+            from .cluster_evaluate import elsewhere as on_cluster
+
+            samplers = {"bundle": sampler, **({} if baseline is None else {"baseline": baseline})}
+            elsewhere = on_cluster(stack.enter_context(connect(wish)), samplers)
         result = scores.evaluate(
             held_out,
             sampler,
@@ -212,12 +227,13 @@ def evaluate(
             n=n,
             seed=seed,
             train_data=training,
-            workers=workers,
+            workers=None if wish is not None else workers,
             baseline=baseline,
             baseline_settings={"steps": other["baseline_steps"], "scheduler": other["baseline_scheduler"]},
             baseline_limit=other["baseline_limit"],
             noise_limit=noise_limit,
             refine_limit=refine_limit,
+            elsewhere=elsewhere,
             **settings,
         )
     click.echo(json.dumps(result, indent=2) if as_json else scores.table(result))

@@ -95,11 +95,9 @@ def infer(
     metascatter infer deflector.json --out designs --no-verify --json
     metascatter infer deflector.json --out designs --robust --fabricable --no-corners
     metascatter infer --bundle bundles/digits --label 3 -n 16 --out threes
-    wish = options.cluster_wish(place, workers)
-    if denoise_commands.asked(restoring):
-        if wish is not None or shard_size is not None:
-            raise click.UsageError("--cluster and --shard-size are for targets, and there is none; leave them out")
-        return denoise_commands.infer(targets, directory, bundle, label, n, seed, restoring, settings, engine, as_json)
+    metascatter infer --bundle bundles/denoiser --input noisy/ --out clean
+    metascatter infer --bundle bundles/digits --input noisy.png --noise-sigma 0.5 --no-add-noise --out clean
+    metascatter infer wishes/ many.npz --out designs --cluster auto
     """
     from . import design, report
     from .freedom import Freedom, read_fixed
@@ -109,13 +107,11 @@ def infer(
     from .target_stream import is_many
 
     wish = options.cluster_wish(place, workers)
+    if (denoise_commands.asked(restoring) or not targets) and (wish is not None or shard_size is not None):
+        raise click.UsageError("--cluster and --shard-size are for targets; leave them out")
     if denoise_commands.asked(restoring):
-        if wish is not None or shard_size is not None:
-            raise click.UsageError("--cluster and --shard-size are for targets, and there is none; leave them out")
         return denoise_commands.infer(targets, directory, bundle, label, n, seed, restoring, settings, engine, as_json)
     if not targets:
-        if wish is not None or shard_size is not None:
-            raise click.UsageError("--cluster and --shard-size are for targets, and there is none; leave them out")
         return _samples(directory, bundle, label, n, seed, settings, engine, as_json)
     if label is not None:
         raise click.UsageError("--label is for bundles of images, which take no target; leave one of the two out")

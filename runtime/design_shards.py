@@ -2,8 +2,8 @@
 
 ``DIR/settings.json`` says what the run is of, ``DIR/shards/00000.npz`` holds the designs of the first so many targets, and
 ``DIR/index.csv``, a line a target, is written when all are there. A shard has the keys of ``designs.npz``, so what reads one reads the
-other, and for each design ``target`` (the target's number, from 0), ``source`` and ``row`` (where it was read), ``rank`` (from 1) and, where
-tolerances were asked for, ``worst``. What lies in which shard follows from the input alone, so any number of processes, computers
+other, and for each design ``target`` (the target's number, from 0), ``source`` and ``row`` (where it was read), ``rank`` (from 1) and,
+where tolerances were asked for, ``worst``. What lies in which shard follows from the input alone, so any number of processes, computers
 and interruptions end with the same shards.
 """
 

@@ -11,7 +11,6 @@ picture(result, "evaluation.png")
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -27,8 +26,8 @@ from .errors import DataError
 from .evaluate_measures import ORACLES, RANDOM, RANDOM_NAME
 from .evaluate_picture import picture
 from .evaluate_table import compared, table, wins
-from .score import lab_scores, misrouted_power, pixels_apart
-from .search import promises, unique
+from .score import lab_scores, pixels_apart
+from .search import promises
 from .target import Target
 
 __all__ = ["compared", "evaluate", "picture", "table", "wins"]
@@ -51,6 +50,7 @@ def evaluate(
     baseline_limit: int | None = None,
     noise_limit: int = 16,
     refine_limit: int = 0,
+    elsewhere: stages.Elsewhere | None = None,
     **given: Any,
 ) -> dict[str, Any]:
     """Scores of a sampler on a data set; the scattering of each sample is a target, and its pattern one that meets it.
@@ -79,6 +79,8 @@ def evaluate(
         noise_limit: targets with noise, of the first so many; 0 leaves them out.
         refine_limit: the first so many targets are refined too, from those that ranking picked, with ``stages.BUDGET`` solves in all;
             0 leaves it out.
+        elsewhere: where targets are sampled, ranked, solved and refined, those with noise and those of the baseline too; None is here.
+            A cluster's is :func:`.cluster_evaluate.elsewhere`, of the same bundles. The rest is done here in any case.
         given: the sampler's settings (``steps``, ``scheduler``, ``guidance_scale`` and so on); None leaves them to it.
 
     Returns:
@@ -123,7 +125,9 @@ def evaluate(
         Target.from_arrays(data.Rm[i], data.Tm[i], float(data.h[i]), name=f"sample {i}", geometry=data.geometry, extra=data.wanted(i))
         for i in range(count)
     ]
-    work = stages.Work(data, n, seed, workers, cancel if cancel is None or callable(cancel) else cancel.is_set, progress)
+    stop = cancel if cancel is None or callable(cancel) else cancel.is_set
+    samplers = {"bundle": sampler, "baseline": baseline}
+    work = stages.Work(data, n, seed, workers, stop, progress, samplers, elsewhere)
     # What is wrong with the bundles or the training data should not wait for the solver.
     rival = None if baseline is None else stages.Rival(baseline, sampler, baseline_settings or {})
     known = getattr(getattr(baseline, "bundle", None), "channels", ())
@@ -137,48 +141,34 @@ def evaluate(
     nearest = None if train_data is None else baselines.nearest_training(targets, train_data, data.geometry)[0]
 
     settings = {name: value for name, value in given.items() if value is not None}
-    shortlist, surrogate = getattr(sampler, "shortlist", None), getattr(sampler, "surrogate", None)
+    surrogate = getattr(sampler, "surrogate", None)
     oracle_count = min(count, oracle_limit or count)
     oracles = {f"best_of_{k}": k for k in ORACLES}
     columns: dict[str, list[float]] = {name: [] for name in ("ranked", *(("refined",) if refine_limit else ()), *oracles, RANDOM_NAME)}
-    best: list[np.ndarray] = []
     calibration = measures.Calibration()
-    solves, distinct, apart = 0, 0, []
-    for i in itertools.chain(work.through("all solved", range(oracle_count)), work.through("ranked", range(oracle_count, count))):
-        target, whole = targets[i], i < oracle_count
-        patterns = work.propose(sampler, target, i, settings)
-        kinds = unique(patterns)
-        distinct += len(kinds)
-        apart += [] if n < 2 else [pixels_apart(patterns)]
-        picked = np.arange(n) if shortlist is None else shortlist(patterns, target)
-        solved = np.arange(n) if whole else picked
-        scores = np.full(n, np.inf)
-        R, T = work.scatter(patterns[solved], target)
-        scores[solved] = misrouted_power(R, T, target)
-        winner = picked[scores[picked].argmin()]
-        best.append(patterns[winner])
-        solves += len(picked)
-        columns["ranked"].append(float(scores[winner]))
-        if i < refine_limit:
-            rows = picked if whole else slice(None)
-            columns["refined"].append(stages.refined(work, patterns[picked], R[rows], T[rows], target, surrogate))
-        if not whole:
+    items = [(settings, target, i, i < oracle_count, i < refine_limit, cache_dir) for i, target in enumerate(targets)]
+    rows = work.each("all solved", stages.measured, items[:oracle_count]) + work.each("ranked", stages.measured, items[oracle_count:])
+    for target, row in zip(targets, rows, strict=True):
+        columns["ranked"].append(row.ranked)
+        if row.refined is not None:
+            columns["refined"].append(row.refined)
+        if row.scores is None:
             continue
         for name, k in oracles.items():
             if k <= n:
-                columns[name].append(float(scores[:k].min()))
-        if surrogate is not None:
-            loss = float(scores[winner] - scores.min())
-            calibration.add(target.height_nm, promises(patterns[kinds], target, surrogate), scores[kinds], loss)
-        with work.clock("random_baseline"):
-            size = data.xx.shape[-1]
-            random = baselines.random_scores(target, i, size, data.geometry, RANDOM, seed, cache_dir, workers, work.stop)
-        columns[RANDOM_NAME].append(float(random.min()))
+                columns[name].append(float(row.scores[:k].min()))
+        if row.expected is not None:
+            calibration.add(target.height_nm, row.expected, row.scores[row.kinds], float(row.ranked - row.scores.min()))
+        assert row.random is not None
+        columns[RANDOM_NAME].append(row.random)
+    best = np.stack([row.best for row in rows])
+    solves, distinct = sum(row.solves for row in rows), sum(len(row.kinds) for row in rows)
+    apart = [row.apart for row in rows if row.apart is not None]
     if nearest is not None:
         columns["nearest_training"] = nearest.tolist()
     if rival is not None:
         columns["bundle"] = rival.ranked(work, theirs)
-    noise = stages.noise(work, sampler, settings, targets[:noise_limit], columns["ranked"][:noise_limit], solves / count)
+    noise = stages.noise(work, settings, targets[:noise_limit], columns["ranked"][:noise_limit], solves / count)
 
     same_size = best[0].shape == data.xx.shape[1:]
     protocol, errors = None, []
@@ -202,8 +192,8 @@ def evaluate(
             "nearest_training": summary("nearest_training", 0),
             **({} if rival is None else {"bundle": rival.summary(columns["bundle"])}),
         },
-        "by_height_nm": measures.bands(edges, heights, columns, (np.stack(best), data.xx[:count]) if same_size else None),
-        "lab_scores": lab_scores(np.stack(best), data.xx[:count]) if same_size else None,
+        "by_height_nm": measures.bands(edges, heights, columns, (best, data.xx[:count]) if same_size else None),
+        "lab_scores": lab_scores(best, data.xx[:count]) if same_size else None,
         "diversity": {
             "distinct": distinct / (count * n),
             "mean_pixels_apart": float(np.mean(apart)) if apart else None,

@@ -5,41 +5,79 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from . import evaluate_measures as measures
+from .baselines import random_scores
 from .data import DataSet
 from .design import Design
 from .errors import Cancelled, DataError
+from .evaluate_measures import RANDOM
 from .refine import refine
-from .score import lab_scores, misrouted_power
+from .score import lab_scores, misrouted_power, pixels_apart
+from .search import promises, unique
 from .target import Target
 
 BUDGET = 32  # RCWA solves of a refined design, those of ranking included
 _Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+Samplers = Mapping[str, Any]  # "bundle", the one under evaluation, and where there is one "baseline"
+# elsewhere((k, function, work, item), ...) gives (k, function(work, samplers, *item), seconds by clock) of each, in any order.
+Elsewhere = Callable[[Iterator[tuple[int, Callable[..., Any], "Work", tuple[Any, ...]]]], Iterator[tuple[int, Any, Mapping[str, float]]]]
 
 
 class Work:
     """What the stages of one evaluation share: how to sample and solve, when to stop, progress, and the time spent by name."""
 
-    def __init__(self, data: DataSet, n: int, seed: int, workers: int | None, stop: Callable[[], bool] | None, progress: bool) -> None:
+    def __init__(
+        self,
+        data: DataSet,
+        n: int,
+        seed: int,
+        workers: int | None,
+        stop: Callable[[], bool] | None,
+        progress: bool,
+        samplers: Samplers | None = None,
+        elsewhere: Elsewhere | None = None,
+    ) -> None:
         self.data, self.n, self.seed, self.workers, self.stop, self.progress = data, n, seed, workers, stop, progress
+        self.samplers, self.elsewhere = samplers or {}, elsewhere
         self.seconds: dict[str, float] = {}
 
-    def through(self, name: str, items: Sequence[_Item]) -> Iterator[_Item]:
+    def each(self, name: str, function: Callable[..., _Result], items: Sequence[tuple[Any, ...]]) -> list[_Result]:
+        """``function(work, samplers, *item)`` of every item, under a bar; by a cluster where there is one.
+
+        Raises:
+            Cancelled: the evaluation was to stop.
+        """
+        if self.elsewhere is None:
+            return [function(self, self.samplers, *item) for item in self.through(name, items)]
+        # Whoever solves needs to know the geometry and the size of a pattern, not the data.
+        away = Work(self.data.take(slice(0, 1)), self.n, self.seed, None, None, False)
+        found: dict[int, _Result] = {}
+        for k, result, seconds in self.through(name, self.elsewhere((k, function, away, item) for k, item in enumerate(items)), len(items)):
+            found[k] = result
+            for clock, spent in seconds.items():
+                self.seconds[clock] = self.seconds.get(clock, 0.0) + spent
+        return [found[k] for k in range(len(items))]
+
+    def through(self, name: str, items: Iterable[_Item], count: int | None = None) -> Iterator[_Item]:
         """The items of a stage under a bar of its own: a target costs more in one stage than in another.
+
+        ``count`` says how many there are where they cannot be counted.
 
         Raises:
             Cancelled: the evaluation was to stop.
         """
         from tqdm import tqdm
 
-        hidden = None if self.progress and len(items) else True  # None: shown on a terminal
-        for item in tqdm(items, desc=name, unit="target", disable=hidden, leave=False, file=sys.stderr):
+        count = len(items) if count is None else count  # type: ignore[arg-type]
+        hidden = None if self.progress and count else True  # None: shown on a terminal
+        for item in tqdm(items, desc=name, total=count, unit="target", disable=hidden, leave=False, file=sys.stderr):
             if self.stop is not None and self.stop():
                 raise Cancelled("the evaluation was cancelled")
             yield item
@@ -96,6 +134,63 @@ def refined(work: Work, picked: np.ndarray, R: np.ndarray, T: np.ndarray, target
     return best.score
 
 
+class Row(NamedTuple):
+    """What one target came to.
+
+    ``best``: the pattern (N, N) that ranking picks as best; ``solves``: how many it had solved; ``kinds``: candidates that differ by more
+    than a shift; ``apart``: pixels between two candidates, None of one alone. ``refined``: None where it was not. Of a target whose
+    candidates were all solved: ``scores`` (n,), ``expected`` (of the kinds, by the surrogate, None without) and ``random``, the best
+    score of the random patterns.
+    """
+
+    ranked: float
+    best: np.ndarray
+    solves: int
+    kinds: np.ndarray
+    apart: float | None
+    refined: float | None = None
+    scores: np.ndarray | None = None
+    expected: np.ndarray | None = None
+    random: float | None = None
+
+
+def measured(
+    work: Work, samplers: Samplers, settings: Mapping[str, Any], target: Target, i: int, whole: bool, refine: bool, cache_dir: Any
+) -> Row:
+    """Target number i sampled, ranked, solved and, where asked for, refined; ``whole`` solves all candidates and random patterns too."""
+    sampler = samplers["bundle"]
+    shortlist, surrogate = getattr(sampler, "shortlist", None), getattr(sampler, "surrogate", None)
+    patterns = work.propose(sampler, target, i, settings)
+    picked = np.arange(work.n) if shortlist is None else shortlist(patterns, target)
+    solved = np.arange(work.n) if whole else picked
+    scores = np.full(work.n, np.inf)
+    R, T = work.scatter(patterns[solved], target)
+    scores[solved] = misrouted_power(R, T, target)
+    winner = picked[scores[picked].argmin()]
+    kinds = unique(patterns)
+    row = Row(float(scores[winner]), patterns[winner], len(picked), kinds, None if work.n < 2 else pixels_apart(patterns))
+    if refine:
+        rows = picked if whole else slice(None)
+        row = row._replace(refined=refined(work, patterns[picked], R[rows], T[rows], target, surrogate))
+    if not whole:
+        return row
+    with work.clock("random_baseline"):
+        size = work.data.xx.shape[-1]
+        random = random_scores(target, i, size, work.data.geometry, RANDOM, work.seed, cache_dir, work.workers, work.stop)
+    expected = None if surrogate is None else promises(patterns[kinds], target, surrogate)
+    return row._replace(scores=scores, expected=expected, random=float(random.min()))
+
+
+def ranked(
+    work: Work, samplers: Samplers, which: str, judge: str, settings: Mapping[str, Any], asked: Target, true: Target, i: int, clock: str
+) -> tuple[float, int]:
+    """The best score against ``true`` of those candidates of sampler ``which`` for ``asked`` that ``judge`` picks, and their number."""
+    shortlist = getattr(samplers[judge], "shortlist", None)
+    patterns = work.propose(samplers[which], asked, i, settings, clock)
+    picked = np.arange(work.n) if shortlist is None else shortlist(patterns, asked)
+    return float(work.solve(patterns[picked], true, clock).min()), len(picked)
+
+
 class Rival:
     """A baseline: another sampler, ranked as the one under evaluation is.
 
@@ -114,14 +209,14 @@ class Rival:
         self.settings = {name: value for name, value in settings.items() if value is not None}
         if hasattr(sampler, "plan"):
             sampler.plan(**{name: value for name, value in self.settings.items() if name in ("steps", "scheduler", "eta")})
-        self.shortlist = getattr(sampler, "shortlist", None)
+        self.judge = "baseline"
         self.ranked_by = "its own surrogate"
         if getattr(sampler, "surrogate", None) is None:
             own, other = (getattr(getattr(one, "bundle", None), "manifest", {}).get("pattern_size") for one in (sampler, judge))
             if getattr(judge, "surrogate", None) is None:
                 self.ranked_by = "nothing: all were solved"
             elif own == other:
-                self.shortlist, self.ranked_by = judge.shortlist, "the surrogate of the bundle under evaluation"
+                self.judge, self.ranked_by = "bundle", "the surrogate of the bundle under evaluation"
             else:
                 raise DataError(
                     f"the baseline has no surrogate, and the bundle's ranks patterns of {other} x {other} pixels, not {own} x {own}; "
@@ -130,13 +225,10 @@ class Rival:
 
     def ranked(self, work: Work, targets: Sequence[Target]) -> list[float]:
         """The best score among the candidates that ranking picks, of each target."""
-        found = []
-        for i, target in enumerate(work.through("baseline", targets)):
-            patterns = work.propose(self.sampler, target, i, self.settings, "baseline")
-            picked = np.arange(work.n) if self.shortlist is None else self.shortlist(patterns, target)
-            self.solves += len(picked)
-            found.append(float(work.solve(patterns[picked], target, "baseline").min()))
-        return found
+        items = [("baseline", self.judge, self.settings, target, target, i, "baseline") for i, target in enumerate(targets)]
+        found = work.each("baseline", ranked, items)
+        self.solves += sum(solves for _, solves in found)
+        return [score for score, _ in found]
 
     def summary(self, scores: Sequence[float]) -> dict[str, Any]:
         """JSON of the baseline's scores, with what it is and how it was ranked."""
@@ -151,7 +243,7 @@ class Rival:
 
 
 def noise(
-    work: Work, sampler: Any, settings: Mapping[str, Any], targets: Sequence[Target], clean: Sequence[float], solves: float
+    work: Work, settings: Mapping[str, Any], targets: Sequence[Target], clean: Sequence[float], solves: float
 ) -> list[dict[str, Any]] | None:
     """How ranked scores bear noise on the targets; see ``noise_robustness`` of ``evaluate``. None without targets.
 
@@ -159,17 +251,14 @@ def noise(
     """
     if not targets:
         return None
-    shortlist = getattr(sampler, "shortlist", None)
     rows = [{"level": 0.0, "noise": 0.0, **measures.summary(clean, solves)}]
     for level in measures.NOISE[1:]:
-        scores, distances, solves = [], [], 0.0
-        for i, target in enumerate(work.through(f"{level:.0%} noise", targets)):
-            noisy = measures.noisy_target(target, level, work.seed, i)
-            distances.append(float(misrouted_power(noisy.R, noisy.T, target)))
-            patterns = work.propose(sampler, noisy, i, settings, "noise_robustness")
-            picked = np.arange(work.n) if shortlist is None else shortlist(patterns, noisy)
-            solves += len(picked)
-            scores.append(float(work.solve(patterns[picked], target, "noise_robustness").min()))
+        asked = [measures.noisy_target(target, level, work.seed, i) for i, target in enumerate(targets)]
+        distances = [float(misrouted_power(noisy.R, noisy.T, target)) for noisy, target in zip(asked, targets, strict=True)]
+        both = enumerate(zip(asked, targets, strict=True))
+        items = [("bundle", "bundle", settings, noisy, target, i, "noise_robustness") for i, (noisy, target) in both]
+        found = work.each(f"{level:.0%} noise", ranked, items)
+        scores, solves = [score for score, _ in found], sum(solves for _, solves in found)
         rows.append({"level": level, "noise": float(np.median(distances)), **measures.summary(scores, solves / len(scores))})
     return rows
 

@@ -52,7 +52,7 @@ def target(masked=False):
     R, T = some_maps(np.random.default_rng(2))
     mask = np.zeros((2 * M + 1, 2 * M + 1), bool)
     mask[M + 1, M] = mask[M, M - 2] = True
-    return Target.fromto_arrays(R, T, 300.0, ~mask & False, mask, name="two") if masked else Target.fromto_arrays(R, T, 300.0, name="all")
+    return Target.from_arrays(R, T, 300.0, ~mask & False, mask, name="two") if masked else Target.from_arrays(R, T, 300.0, name="all")
 
 
 def assert_same(a, b):
