@@ -147,7 +147,12 @@ def evaluate(
     columns: dict[str, list[float]] = {name: [] for name in ("ranked", *(("refined",) if refine_limit else ()), *oracles, RANDOM_NAME)}
     calibration = measures.Calibration()
     items = [(settings, target, i, i < oracle_count, i < refine_limit, cache_dir) for i, target in enumerate(targets)]
-    rows = work.each("all solved", stages.measured, items[:oracle_count]) + work.each("ranked", stages.measured, items[oracle_count:])
+    measured = [stages.Call(stages.measured, item) for item in items]
+    calls = {"all solved": measured[:oracle_count], "ranked": measured[oracle_count:]}
+    calls |= {} if rival is None else {"baseline": rival.calls(theirs)}
+    calls |= stages.noise_calls(work, settings, targets[:noise_limit])
+    found = work.done(calls)
+    rows: list[stages.Row] = found["all solved"] + found["ranked"]
     for target, row in zip(targets, rows, strict=True):
         columns["ranked"].append(row.ranked)
         if row.refined is not None:
@@ -167,8 +172,8 @@ def evaluate(
     if nearest is not None:
         columns["nearest_training"] = nearest.tolist()
     if rival is not None:
-        columns["bundle"] = rival.ranked(work, theirs)
-    noise = stages.noise(work, settings, targets[:noise_limit], columns["ranked"][:noise_limit], solves / count)
+        columns["bundle"] = rival.scores(found["baseline"])
+    noise = stages.noise(calls, found, columns["ranked"][:noise_limit], solves / count)
 
     same_size = best[0].shape == data.xx.shape[1:]
     protocol, errors = None, []

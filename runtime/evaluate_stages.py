@@ -24,10 +24,17 @@ from .target import Target
 
 BUDGET = 32  # RCWA solves of a refined design, those of ranking included
 _Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
+_NOISE = {f"{level:.0%} noise": level for level in measures.NOISE[1:]}
 Samplers = Mapping[str, Any]  # "bundle", the one under evaluation, and where there is one "baseline"
 # elsewhere((k, function, work, item), ...) gives (k, function(work, samplers, *item), seconds by clock) of each, in any order.
 Elsewhere = Callable[[Iterator[tuple[int, Callable[..., Any], "Work", tuple[Any, ...]]]], Iterator[tuple[int, Any, Mapping[str, float]]]]
+
+
+class Call(NamedTuple):
+    """Work on one target: ``function(work, samplers, *item)``."""
+
+    function: Callable[..., Any]
+    item: tuple[Any, ...]
 
 
 class Work:
@@ -48,22 +55,30 @@ class Work:
         self.samplers, self.elsewhere = samplers or {}, elsewhere
         self.seconds: dict[str, float] = {}
 
-    def each(self, name: str, function: Callable[..., _Result], items: Sequence[tuple[Any, ...]]) -> list[_Result]:
-        """``function(work, samplers, *item)`` of every item, under a bar; by a cluster where there is one.
+    def done(self, calls: Mapping[str, Sequence[Call]]) -> dict[str, list[Any]]:
+        """The results of the calls of every stage, by its name: ``function(work, samplers, *item)`` each.
+
+        Here one after the other under a bar a stage; on a cluster all together, so that its workers open their bundles once.
 
         Raises:
             Cancelled: the evaluation was to stop.
         """
         if self.elsewhere is None:
-            return [function(self, self.samplers, *item) for item in self.through(name, items)]
+            return {
+                name: [function(self, self.samplers, *item) for function, item in self.through(name, stage)]
+                for name, stage in calls.items()
+            }
         # Whoever solves needs to know the geometry and the size of a pattern, not the data.
         away = Work(self.data.take(slice(0, 1)), self.n, self.seed, None, None, False)
-        found: dict[int, _Result] = {}
-        for k, result, seconds in self.through(name, self.elsewhere((k, function, away, item) for k, item in enumerate(items)), len(items)):
-            found[k] = result
+        every = [(name, k, call) for name, stage in calls.items() for k, call in enumerate(stage)]
+        found: dict[str, dict[int, Any]] = {name: {} for name in calls}
+        sent = ((place, call.function, away, call.item) for place, (_, _, call) in enumerate(every))
+        for place, result, seconds in self.through("on the cluster", self.elsewhere(sent), len(every)):
+            name, k, _ = every[place]
+            found[name][k] = result
             for clock, spent in seconds.items():
                 self.seconds[clock] = self.seconds.get(clock, 0.0) + spent
-        return [found[k] for k in range(len(items))]
+        return {name: [results[k] for k in range(len(results))] for name, results in found.items()}
 
     def through(self, name: str, items: Iterable[_Item], count: int | None = None) -> Iterator[_Item]:
         """The items of a stage under a bar of its own: a target costs more in one stage than in another.
@@ -223,11 +238,13 @@ class Rival:
                     "export the baseline with a surrogate"
                 )
 
-    def ranked(self, work: Work, targets: Sequence[Target]) -> list[float]:
-        """The best score among the candidates that ranking picks, of each target."""
-        items = [("baseline", self.judge, self.settings, target, target, i, "baseline") for i, target in enumerate(targets)]
-        found = work.each("baseline", ranked, items)
-        self.solves += sum(solves for _, solves in found)
+    def calls(self, targets: Sequence[Target]) -> list[Call]:
+        """What :func:`ranked` is to do for targets."""
+        return [Call(ranked, ("baseline", self.judge, self.settings, target, target, i, "baseline")) for i, target in enumerate(targets)]
+
+    def scores(self, found: Sequence[tuple[float, int]]) -> list[float]:
+        """The best score among the candidates that ranking picks, of each target, from the results of the calls."""
+        self.solves = float(sum(solves for _, solves in found))
         return [score for score, _ in found]
 
     def summary(self, scores: Sequence[float]) -> dict[str, Any]:
@@ -242,24 +259,33 @@ class Rival:
         }
 
 
+def noise_calls(work: Work, settings: Mapping[str, Any], targets: Sequence[Target]) -> dict[str, list[Call]]:
+    """What :func:`ranked` is to do for targets with noise, a stage a level."""
+    calls = {}
+    for name, level in _NOISE.items():
+        asked = [measures.noisy_target(target, level, work.seed, i) for i, target in enumerate(targets)]
+        both = enumerate(zip(asked, targets, strict=True))
+        calls[name] = [Call(ranked, ("bundle", "bundle", settings, *pair, i, "noise_robustness")) for i, pair in both]
+    return calls
+
+
 def noise(
-    work: Work, settings: Mapping[str, Any], targets: Sequence[Target], clean: Sequence[float], solves: float
+    calls: Mapping[str, Sequence[Call]], found: Mapping[str, Sequence[tuple[float, int]]], clean: Sequence[float], solves: float
 ) -> list[dict[str, Any]] | None:
     """How ranked scores bear noise on the targets; see ``noise_robustness`` of ``evaluate``. None without targets.
 
-    ``clean`` are the ranked scores of the targets as they are, which cost ``solves`` each.
+    ``calls`` and what came of them (``found``) by stage; ``clean`` are the ranked scores of the targets as they are, which cost ``solves``
+    each.
     """
-    if not targets:
+    if not clean:
         return None
     rows = [{"level": 0.0, "noise": 0.0, **measures.summary(clean, solves)}]
-    for level in measures.NOISE[1:]:
-        asked = [measures.noisy_target(target, level, work.seed, i) for i, target in enumerate(targets)]
-        distances = [float(misrouted_power(noisy.R, noisy.T, target)) for noisy, target in zip(asked, targets, strict=True)]
-        both = enumerate(zip(asked, targets, strict=True))
-        items = [("bundle", "bundle", settings, noisy, target, i, "noise_robustness") for i, (noisy, target) in both]
-        found = work.each(f"{level:.0%} noise", ranked, items)
-        scores, solves = [score for score, _ in found], sum(solves for _, solves in found)
-        rows.append({"level": level, "noise": float(np.median(distances)), **measures.summary(scores, solves / len(scores))})
+    for name, level in _NOISE.items():
+        pairs = [call.item[3:5] for call in calls[name]]
+        distances = [float(misrouted_power(noisy.R, noisy.T, target)) for noisy, target in pairs]
+        scores = [score for score, _ in found[name]]
+        spent = sum(count for _, count in found[name]) / len(scores)
+        rows.append({"level": level, "noise": float(np.median(distances)), **measures.summary(scores, spent)})
     return rows
 
 

@@ -206,7 +206,7 @@ def test_a_computer_that_is_gone_loses_nothing(
 
 def test_a_simulation_has_the_same_bytes(nodes: Any, tmp_path: Path) -> None:
     alone, shared = (
-        simulate(tmp_path / f"{name}.npz", 70, 3, Geometry(harmonics=3), size=6, orders=4, progress=False, **where)  # type: ignore[arg-type]
+        simulate(tmp_path / f"{name}.npz", 70, 3, Geometry(harmonics=3), size=6, orders=4, progress=False, **where)
         for name, where in (("alone", {"workers": 1}), ("shared", {"cluster": Wish(cpus=0.5)}))
     )
     assert alone.read_bytes() == shared.read_bytes()
@@ -217,7 +217,15 @@ def test_an_evaluation_has_the_same_scores(nodes: Any, data: DataSet, opened: Bu
     from runtime.cluster_evaluate import elsewhere
 
     chosen = data.take(np.flatnonzero((data.h > 150) & (data.h < 350))[:4])
-    settings = {"oracle_limit": 2, "n": 3, "noise_limit": 2, "refine_limit": 1, "steps": 2, "progress": False, "cache_dir": tmp_path}
+    settings: dict[str, Any] = {
+        "oracle_limit": 1,
+        "n": 3,
+        "noise_limit": 1,
+        "refine_limit": 1,
+        "steps": 2,
+        "progress": False,
+        "cache_dir": tmp_path,
+    }
     with load(opened.path, "onnxruntime", "cpu", threads=1) as sampler, connect(Wish()) as cluster:
         alone = evaluate(chosen, sampler, baseline=sampler, workers=1, **settings)
         for file in tmp_path.rglob("*.json"):  # the random baseline is to be solved there too
