@@ -64,16 +64,14 @@ def connect(wish: Wish) -> Iterator[Cluster]:
     Raises:
         BackendError: Ray is not installed, or the cluster does not answer.
     """
-    try:
-        import ray
-    except ImportError:
-        raise BackendError("Ray is not installed; install metascatter[cluster]") from None
+    import logging
+
+    check(wish)
+    import ray
+
     if ray.is_initialized():
         yield Cluster(wish)
         return
-    import logging
-
-    _check_answers(os.environ.get("RAY_ADDRESS", "auto") if wish.address == "auto" else wish.address)
     before = {name: os.environ.get(name) for name in _ENVIRONMENT}
     os.environ.update(_ENVIRONMENT)
     try:
@@ -98,15 +96,27 @@ def connect(wish: Wish) -> Iterator[Cluster]:
         ray.shutdown()
 
 
-def _check_answers(address: str) -> None:
-    """Refuse an address where nobody listens; Ray itself would try for half an hour."""
+def check(wish: Wish) -> None:
+    """Refuse a cluster that cannot be, without starting anything.
+
+    Raises:
+        BackendError: Ray is not installed, or nobody listens at the address, where Ray itself would try for half an hour.
+    """
+    import importlib.util
     import socket
 
+    try:
+        known = importlib.util.find_spec("ray")
+    except (ImportError, ValueError):
+        known = None
+    if known is None:
+        raise BackendError("Ray is not installed; install metascatter[cluster]")
+    address = os.environ.get("RAY_ADDRESS", "auto") if wish.address == "auto" else wish.address
+    if address in ("auto", "local"):
+        return
     host, colon, port = address.rpartition("://")[2].rpartition(":")
     if not colon:
-        if address not in ("auto", "local"):
-            raise BackendError(f"the cluster's address is '{address}'; it must be auto or HOST:PORT, as 'ray start --head' prints it")
-        return
+        raise BackendError(f"the cluster's address is '{address}'; it must be auto or HOST:PORT, as 'ray start --head' prints it")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except (OSError, ValueError, OverflowError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from . import cluster as rays
 from .bundle import Bundle
-from .cluster import Cluster
+from .cluster import Cluster, Wish, connect
 from .errors import BackendError
 from .geometry import Geometry
 
@@ -39,6 +40,17 @@ def on_cluster(cluster: Cluster, job: Job, bundle: Bundle) -> Work:
         for solved in cluster.actors(_designer, arguments, shards, gpus):
             on_target(solved.targets)
             yield solved
+
+    return work
+
+
+def when_needed(wish: Wish, job: Job, bundle: Bundle) -> Work:
+    """:func:`on_cluster`, on a cluster that is connected to when there is a first shard."""
+
+    def work(shards: Iterator[Shard], on_target: Callable[[int], object]) -> Iterator[Solved]:
+        for first in shards:
+            with connect(wish) as cluster:
+                yield from on_cluster(cluster, job, bundle)(itertools.chain([first], shards), on_target)
 
     return work
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from .cluster import Cluster, carried, open_sampler
 from .errors import BackendError
-from .evaluate_stages import Elsewhere, Work
+from .evaluate_work import Elsewhere, Work
 from .sampler import Sampler
 
 Parts = Mapping[str, tuple[Mapping[str, bytes], Mapping[str, Any]]]  # by name a bundle's files and the words for its engine

@@ -197,8 +197,11 @@ def evaluate(
     if network is not None and (opened.designs or opened.restores):
         raise click.UsageError("--features is for bundles of images that are sampled, and this is none; leave it out")
     if wish is not None:
+        from .cluster import check
+
         if not opened.designs:
             raise click.UsageError("--cluster is for bundles of metasurfaces; what others sample is compared here, leave it out")
+        check(wish)
     if opened.restores:
         return denoise_commands.evaluate(opened, data_path, n if given("n") else None, seed, settings, engine, picture, as_json)
     if not opened.designs:

@@ -205,13 +205,13 @@ def _shards(
     job = design_job.Job(**how, search=search, time_limit=time_limit)
     source = Source(targets, convention, opened.channels)
     if wish is None:
-        result = design_shards.run(source, job, opened, directory, design_job.in_process(job, opened, workers), shard_size)
+        work = design_job.in_process(job, opened, workers)
     else:
-        from .cluster import connect
-        from .cluster_design import on_cluster
+        from . import cluster, cluster_design
 
-        with connect(wish) as cluster:
-            result = design_shards.run(source, job, opened, directory, on_cluster(cluster, job, opened), shard_size)
+        cluster.check(wish)
+        work = cluster_design.when_needed(wish, job, opened)
+    result = design_shards.run(source, job, opened, directory, work, shard_size)
     click.echo(json.dumps(result, indent=2) if as_json else design_shards.text(result))
 
 

@@ -4,8 +4,8 @@ result = evaluate(data.load("test.npz"), sampler, limit=64)
 print(table(result))
 picture(result, "evaluation.png")
 
-``evaluate_stages.py`` samples and solves, ``evaluate_measures.py`` has what is computed of the scores, ``evaluate_table.py`` and
-``evaluate_picture.py`` show them.
+``evaluate_stages.py`` samples and solves, ``evaluate_work.py`` says where, ``evaluate_measures.py`` has what is computed of the scores,
+``evaluate_table.py`` and ``evaluate_picture.py`` show them.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from .errors import DataError
 from .evaluate_measures import ORACLES, RANDOM, RANDOM_NAME
 from .evaluate_picture import picture
 from .evaluate_table import compared, table, wins
+from .evaluate_work import Call, Elsewhere, Work
 from .score import lab_scores, pixels_apart
 from .search import promises
 from .target import Target
@@ -50,7 +51,7 @@ def evaluate(
     baseline_limit: int | None = None,
     noise_limit: int = 16,
     refine_limit: int = 0,
-    elsewhere: stages.Elsewhere | None = None,
+    elsewhere: Elsewhere | None = None,
     **given: Any,
 ) -> dict[str, Any]:
     """Scores of a sampler on a data set; the scattering of each sample is a target, and its pattern one that meets it.
@@ -127,7 +128,7 @@ def evaluate(
     ]
     stop = cancel if cancel is None or callable(cancel) else cancel.is_set
     samplers = {"bundle": sampler, "baseline": baseline}
-    work = stages.Work(data, n, seed, workers, stop, progress, samplers, elsewhere)
+    work = Work(data, n, seed, workers, stop, progress, samplers, elsewhere)
     # What is wrong with the bundles or the training data should not wait for the solver.
     rival = None if baseline is None else stages.Rival(baseline, sampler, baseline_settings or {})
     known = getattr(getattr(baseline, "bundle", None), "channels", ())
@@ -147,7 +148,7 @@ def evaluate(
     columns: dict[str, list[float]] = {name: [] for name in ("ranked", *(("refined",) if refine_limit else ()), *oracles, RANDOM_NAME)}
     calibration = measures.Calibration()
     items = [(settings, target, i, i < oracle_count, i < refine_limit, cache_dir) for i, target in enumerate(targets)]
-    measured = [stages.Call(stages.measured, item) for item in items]
+    measured = [Call(stages.measured, item) for item in items]
     calls = {"all solved": measured[:oracle_count], "ranked": measured[oracle_count:]}
     calls |= {} if rival is None else {"baseline": rival.calls(theirs)}
     calls |= stages.noise_calls(work, settings, targets[:noise_limit])

@@ -88,6 +88,10 @@ def simulate(
         raise DataError(f"workers is {workers}, but only the solver on the CPU has worker processes; leave one of the two out")
     if solver is not None and cluster is not None:
         raise DataError("only the solver on the CPU works on a cluster; leave out the cluster or the other solver")
+    if cluster is not None:
+        from ..cluster import check
+
+        check(cluster)
     orders = _orders(geometry) if orders is None else orders
     given = None if patterns is None else _given(Path(patterns), count)
     if given is None:

@@ -27,6 +27,7 @@ HEAVY = [
     "click",
     "fastapi",
     "nicegui",
+    "ray",
     "tqdm",
     "train",
     "export",
