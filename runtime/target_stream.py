@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import os
 import sys
 import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -68,7 +69,7 @@ class Source:
 
     def __iter__(self) -> Iterator[Item]:
         for path in self.paths:
-            if is_preset(path) or not path.is_dir():
+            if is_preset(path) or not os.path.isdir(path):  # which answers where pathlib raises: a name too long
                 yield from self._file(path)
                 continue
             names = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in _SUFFIXES and not entry.name.startswith("."))
@@ -111,7 +112,7 @@ class Source:
 def is_many(paths: Sequence[Path]) -> bool:
     """Whether paths name a stream of targets rather than a few: a folder, ``-``, a ``.jsonl``, or an ``.npz`` of more than one row."""
     files = [path for path in paths if not is_preset(path)]
-    return any(path == _STDIN or path.is_dir() or path.suffix.lower() == ".jsonl" or _many_rows(path) for path in files)
+    return any(path == _STDIN or os.path.isdir(path) or path.suffix.lower() == ".jsonl" or _many_rows(path) for path in files)
 
 
 def _many_rows(path: Path) -> bool:
