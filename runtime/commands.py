@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from . import denoise_commands, design_commands, making_commands, options
-from .console import Group, check_writable, given, status
+from .console import Group, check_writable, given, problem, status
 from .plot_commands import plot
 from .serve_commands import serve
 from .version import __version__
@@ -18,7 +18,8 @@ from .version import __version__
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="metascatter")
-def group() -> None:
+@options.logging
+def group(log_level: str | None, log_format: str) -> None:
     """From a wanted light scattering to metasurface patterns that produce it."""
 
 
@@ -304,5 +305,5 @@ def doctor(bundle: Path | None, as_json: bool) -> None:
     report = clinic.examine(bundle)
     click.echo(json.dumps(report, indent=2) if as_json else clinic.text(report))
     if not report["ok"]:
-        status(f"Error: {report['bundle']['problem']}")
+        problem(report["bundle"]["problem"])
         sys.exit(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import tempfile
 import warnings
@@ -12,36 +13,54 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from . import logs
 from .errors import BundleError, DataError, GeometryError, MetascatterError, TargetError
 
 if TYPE_CHECKING:
     from .design import Design
 
 WRONG_INPUT = (TargetError, DataError, GeometryError, BundleError)
+_log = logging.getLogger(__name__)
 
 
 class Group(click.Group):
     """Errors meant for people become one sentence and the contract's exit status: 2 for wrong input, 1 for work that failed."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *rest: status(f"Warning: {message}")
+        level, form = ctx.params.get("log_level"), ctx.params.get("log_format", "text")
+        with logs.to_stderr(level, form), warnings.catch_warnings():
+            warnings.showwarning = lambda message, *rest: _log.warning("%s", message)
             try:
                 return super().invoke(ctx)
             except MetascatterError as error:
-                status(f"Error: {error}")
+                _log.error("%s", error)
                 ctx.exit(2 if isinstance(error, WRONG_INPUT) else 1)
             except OSError as error:
                 if error.errno == errno.EPIPE:  # who reads stdout has gone; click ends quietly
                     raise
                 where = f"{error.filename}: " if error.filename else ""
-                status(f"Error: {where}{error.strerror or error}")
+                _log.error("%s%s", where, error.strerror or error)
+                ctx.exit(1)
+            except (click.ClickException, click.Abort, KeyboardInterrupt, click.exceptions.Exit) as error:
+                if form == "text" or isinstance(error, click.exceptions.Exit):
+                    raise  # click says these itself, usage and all
+                _log.error("%s", error.format_message() if isinstance(error, click.ClickException) else "interrupted")
+                ctx.exit(getattr(error, "exit_code", 1))
+            except Exception:
+                if form == "text":
+                    raise
+                _log.critical("an error that nobody thought of", exc_info=True)
                 ctx.exit(1)
 
 
 def status(text: str) -> None:
-    """A line for people, on stderr: stdout is for results."""
-    click.echo(text, err=True)
+    """A line for people, on stderr: stdout is for results. With ``--log-format json`` a record like others."""
+    _log.info("%s", text)
+
+
+def problem(text: str) -> None:
+    """An error as a line for people, where the command goes on or ends by itself."""
+    _log.error("%s", text)
 
 
 def given(option: str) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .backends import BACKENDS, DEVICES, PRECISIONS
+from .logs import FORMATS, LEVELS
 from .schedulers import SCHEDULERS
 
 if TYPE_CHECKING:
@@ -24,6 +25,22 @@ shared_workers = click.option(
 seed = click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Same seed, same result.")
 label = click.option("--label", metavar="CLASS", help="Of a bundle of images: the class to sample, by name or number; default: all.")
 candidates = click.option("-n", "n", type=click.IntRange(1), default=64, show_default=True, help="Candidates sampled per target.")
+
+
+def logging(command: Any) -> Any:
+    """Of the group, before the command's name: ``log_level`` and ``log_format``; ``console.Group`` acts on them."""
+    for decorate in (
+        click.option(
+            "--log-format",
+            type=click.Choice(FORMATS),
+            default="text",
+            show_default=True,
+            help="Of stderr; json: one object a line, and no progress bars.",
+        ),
+        click.option("--log-level", type=click.Choice(LEVELS), help="Least that stderr tells; default: what commands say, and warnings."),
+    ):
+        command = decorate(command)
+    return command
 
 
 def saved_designs(command: Any) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
+import logging
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from runtime.curves import losses, read_losses
 from runtime.files import atomic_file
 from runtime.version import __version__
 
+_log = logging.getLogger(__name__)
 _REDRAW_S = 10.0  # seconds between drawings of the loss curve: short epochs would spend their time on it
 
 
@@ -24,7 +26,7 @@ class Log:
         step, total: where this process begins, and the run's last step.
         epochs: passes over the data in all.
         main: whether this process writes.
-        lines: whether to write a line an epoch to stderr, for log files; a terminal has a progress bar.
+        lines: whether to log a line an epoch, for log files; a terminal has a progress bar.
         state: what :meth:`state` gave when the checkpoint we resume from was written.
     """
 
@@ -70,8 +72,11 @@ class Log:
             rate = (step - self.first) / max(seconds, 1e-9)
             losses = " · ".join(f"{name.replace('_loss', '').replace('_', ' ')} {value:.4f}" for name, value in validation.items())
             left = "done" if step >= self.total else f"{duration((self.total - step) / rate)} left"
-            sys.stderr.write(f"epoch {epoch:g}/{self.epochs} · loss {loss:.4f} · {losses} · {speed(rate)} · {left}\n")
-            sys.stderr.flush()
+            words = f"epoch {epoch:g}/{self.epochs} · loss {loss:.4f} · {losses} · {speed(rate)} · {left}"
+            shown = {"epoch": epoch, "rate": rate, **values}
+            # JSON has no word for numbers that are not finite.
+            numbers = {name: value if math.isfinite(value) else str(value) for name, value in shown.items()}
+            _log.info("%s", words, extra={"step": step, **numbers})
         if time.monotonic() - self.drawn > _REDRAW_S:
             self._draw()
 

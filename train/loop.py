@@ -65,7 +65,7 @@ def train(
         keep: how many checkpoints stay.
         pictures_every: epochs between pictures of samples; 0 for none. Epoch 50, the seed paper's, and the last have one as well, and
             of a network that denoises in one step 1 and 5.
-        progress: a bar on a terminal's stderr, a line an epoch on another.
+        progress: a bar on a terminal's stderr; on another a line an epoch, to ``logging``.
         stop_after: end after this many steps with a checkpoint, as a kill would between two of them.
 
     Raises:

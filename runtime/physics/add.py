@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,8 @@ from .simulate import Solve, simulate
 
 if TYPE_CHECKING:
     from ..cluster import Wish
+
+_log = logging.getLogger(__name__)
 
 
 def add(
@@ -81,7 +83,7 @@ def add(
             raise DataError(f"{out} exists and holds other data than asked for; choose another name or move it away")
         solved.unlink(missing_ok=True)
         if progress:
-            print(f"{out} already holds these maps; nothing to do", file=sys.stderr)
+            _log.info("%s already holds these maps; nothing to do", out)
         return out
     simulate(solved, None, 0, geometry, orders=orders, workers=workers, progress=progress, patterns=source, solver=solver, cluster=cluster)
     found = load(solved)

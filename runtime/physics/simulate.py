@@ -10,6 +10,7 @@ data are the same for any number of workers, however often the run was interrupt
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -34,6 +35,7 @@ __all__ = ["draw", "simulate"]
 # solve(patterns (N, n, n) uint8, heights (N,) float32 nm) gives R and T, each (N, 2M+1, 2M+1); made from a geometry and M.
 Solve = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
+_log = logging.getLogger(__name__)
 _FORMAT = 1
 _SHARD = 64  # samples a shard at most: what a kill loses per worker
 _STREAM = 0x73616D706C65  # second word of the Philox key, so that no other use of the same seed sees these bits
@@ -119,7 +121,7 @@ def simulate(
         if parts.begun():
             parts.clear()
         if progress:
-            print(f"{out} already holds these {count} samples; nothing to do", file=sys.stderr)
+            _log.info("%s already holds these %d samples; nothing to do", out, count)
         return out
     parts.begin()
     try:

@@ -27,6 +27,8 @@ HEAVY = [
     "click",
     "fastapi",
     "nicegui",
+    "prometheus_client",
+    "pythonjsonlogger",
     "ray",
     "tqdm",
     "train",

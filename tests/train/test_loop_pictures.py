@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -111,17 +112,19 @@ def test_order_maps_are_cut_to_what_can_carry_power() -> None:
     assert np.isfinite(R).sum() == 249
 
 
-def test_a_log_file_gets_a_line_an_epoch(
-    small_data: Path, small_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_log_file_gets_a_line_an_epoch(small_data: Path, small_recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "train.log")
     train(small_data, tmp_path / "run", small_recipe, pictures_every=0)
-    lines = capsys.readouterr().err.splitlines()
+    lines = caplog.messages
     number = r"\d+(\.\d+)?(e[+-]\d+)?"
     assert len(lines) == 2
     assert re.fullmatch(rf"epoch 1/2 · loss {number} · validation {number} · {number} (steps/s|s/step) · {number} s left", lines[0]), lines
     assert re.fullmatch(rf"epoch 2/2 · loss {number} · validation {number} · {number} (steps/s|s/step) · done", lines[1]), lines
+    assert [record.step for record in caplog.records] == [4, 8]  # type: ignore[attr-defined]
+    assert all(math.isfinite(record.validation_loss) for record in caplog.records)  # type: ignore[attr-defined]
+    caplog.clear()
     train(small_data, tmp_path / "quiet", small_recipe, progress=False, pictures_every=0)
-    assert capsys.readouterr().err == ""
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize(
