@@ -12,6 +12,7 @@ rounding.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from .loop import Guidance, denoise
 from .sampler import Sampler
 from .schedulers import Plan
 
+_log = logging.getLogger(__name__)
 _POLL_S = 0.1  # how often who waits looks whether it was cancelled
 _NOTHING = np.empty(0, np.float32)
 
@@ -73,6 +75,7 @@ class BatchingSampler(Sampler):
         waiting: entered by a caller's thread for as long as it waits for its samples; :class:`.serve.slots.Slots` lets another work
             meanwhile.
         linger_s: how long an idle network waits for company before it begins.
+        on_batch: called with the number of candidates of each batch, in the thread that runs the network.
         The others are those of :class:`Sampler`.
     """
 
@@ -81,11 +84,12 @@ class BatchingSampler(Sampler):
         *args: Any,
         waiting: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
         linger_s: float = 0.005,
+        on_batch: Callable[[int], object] = lambda rows: None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.calls = self.rows = 0  # batches run, and candidates in them
-        self._while_waiting, self._linger_s = waiting, linger_s
+        self._while_waiting, self._linger_s, self.on_batch = waiting, linger_s, on_batch
         self._parts: deque[_Part] = deque()
         self._changed, self._ended = threading.Condition(), False
         self._thread = threading.Thread(target=self._work, name="metascatter-denoise", daemon=True)
@@ -146,13 +150,24 @@ class BatchingSampler(Sampler):
                 batch = self._take()
             if not batch:
                 continue
-            self.calls, self.rows = self.calls + 1, self.rows + sum(len(part.candidates) for part in batch)
-            try:
-                self._run(batch)
-            except BaseException as error:
-                for part in batch:
-                    if not part.done.is_set():
-                        part.finish(error if len(batch) == 1 else _again(error))
+            self._try(batch)
+
+    def _try(self, batch: Sequence[_Part]) -> None:
+        """Run a batch. Where it fails each part is run again by itself: one that the engine cannot take fails alone."""
+        rows = sum(len(part.candidates) for part in batch)
+        self.calls, self.rows = self.calls + 1, self.rows + rows
+        self.on_batch(rows)
+        try:
+            self._run(batch)
+        except BaseException as error:
+            left = [part for part in batch if not part.done.is_set()]
+            if len(batch) == 1:
+                for part in left:
+                    part.finish(error)
+                return
+            _log.warning("a batch of %d candidates failed, and its %d requests are sampled one by one: %s", rows, len(left), error)
+            for part in left:
+                self._try([part])
 
     def _take(self) -> list[_Part]:
         """The part that has waited longest, and of the others, in turn, those that go with it and fit."""
@@ -221,8 +236,3 @@ def _same(a: Plan, b: Plan) -> bool:
         and np.array_equal(a.timesteps, b.timesteps)
         and np.array_equal(a.table, b.table)
     )
-
-
-def _again(error: BaseException) -> BaseException:
-    """An error that several callers will raise, each in a traceback of its own."""
-    return type(error)(*error.args) if isinstance(error, BackendError) else BackendError(f"the batch failed: {error}")

@@ -31,6 +31,7 @@ PACKAGES = {
     "h5py": "lab",
     "nicegui": "ui",
     "limits": "ui",
+    "prometheus-client": "ui",
 }
 
 

@@ -51,8 +51,8 @@ def to_stderr(level: str | None = None, form: str = "text") -> Iterator[None]:
             lines.end()
             sys.stderr = stream
         root.removeHandler(handler)
-        for name, least in before.items():
-            logging.getLogger(name).setLevel(least)
+        for name, number in before.items():
+            logging.getLogger(name).setLevel(number)
 
 
 def _others(level: str | None) -> Any:

@@ -62,11 +62,15 @@ def serve(
         import limits  # noqa: F401
         import matplotlib  # noqa: F401  # of the extra 'lab', which 'ui' contains
         import nicegui  # noqa: F401
+        import prometheus_client  # noqa: F401
     except ImportError as error:
-        raise BackendError(f"serve needs NiceGUI, limits and matplotlib ({error}); pip install 'metascatter[ui]'") from None
+        raise BackendError(
+            f"serve needs NiceGUI, limits, matplotlib and prometheus-client ({error}); pip install 'metascatter[ui]'"
+        ) from None
     from .serve import api, page, server
     from .serve.guard import LEAST_TOKEN, Guard, Rate, loopback
     from .serve.jobs import Jobs
+    from .serve.metrics import Metrics, Watched
 
     if token is not None and len(token) < LEAST_TOKEN:
         raise click.UsageError(f"the token has {len(token)} characters; give at least {LEAST_TOKEN}, or none and one is made")
@@ -78,9 +82,10 @@ def serve(
     token = secrets.token_urlsafe(24) if made else token
     sock = server.bind(host, port)
     with sock, Jobs(bundle, engine, max_queue, workers) as jobs:
-        app = api.create(jobs, limit, token is not None)
+        metrics = Metrics(jobs)
+        app = api.create(jobs, limit, token is not None, metrics.text)
         page.add(app, jobs, limit, int(max_body_mb * 2**20))
-        guarded = Guard(app, token, int(max_body_mb * 2**20), limit)
+        guarded = Watched(Guard(app, token, int(max_body_mb * 2**20), limit), metrics)
         where = server.address(host, sock)
 
         def ready() -> None:

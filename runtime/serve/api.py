@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import json
 import reprlib
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from ..errors import BundleError, Cancelled, DataError, GeometryError, MetascatterError, TargetError
@@ -58,12 +59,13 @@ TARGET_SCHEMA: dict[str, Any] = {
 }
 
 
-def create(jobs: Jobs, rate: Rate, token: bool = False) -> Any:
+def create(jobs: Jobs, rate: Rate, token: bool = False, metrics: Callable[[], tuple[bytes, str]] | None = None) -> Any:
     """The FastAPI application over a queue.
 
     Args:
         rate: how often one client may ask for designs.
         token: whether the schema says that a token is wanted; :class:`.guard.Guard` checks it.
+        metrics: body and content type of ``/metrics``; None: there is no such address.
     """
     from fastapi import Depends, FastAPI, Request
     from fastapi.exceptions import RequestValidationError
@@ -209,6 +211,14 @@ def create(jobs: Jobs, rate: Rate, token: bool = False) -> Any:
             return FileResponse(jobs.file(jobs.find(job), name), filename=name)
         except DataError as error:
             return problem(404, str(error))
+
+    if metrics is not None:
+
+        @app.get("/metrics", include_in_schema=False)
+        async def counted() -> Response:
+            """The server's counters, for Prometheus."""
+            body, kind = metrics()
+            return Response(body, headers={"Content-Type": kind})
 
     @app.api_route("/api/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
     async def nothing(rest: str) -> Response:

@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,7 @@ class Jobs:
         self.slots = Slots(workers or default_workers())
         self.sampler = BatchingSampler(opened, **engine, waiting=self.slots.lend)
         self.max_queue, self.stopping = max_queue, False
+        self.on_end: Callable[[Job], object] = lambda job: None  # called with each job that has ended, in any thread
         self._pool = ThreadPoolExecutor(_THREADS, "metascatter-job")
         self._changed = threading.Condition()
         self._open: dict[str, Job] = {}
@@ -267,6 +269,7 @@ class Jobs:
                 while len(self._finished) > _KEPT:
                     forgotten.append(self._finished.popitem(last=False)[0])
             self._changed.notify_all()
+        self.on_end(job)
         for name in forgotten:
             _remove(Path(self._folder.name) / name)
 

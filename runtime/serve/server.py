@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -52,9 +51,8 @@ async def run(app: Any, jobs: Jobs, sock: socket.socket, stop: asyncio.Event, hu
 
     config = uvicorn.Config(
         app,
-        log_config=None,
-        log_level=logging.WARNING,
-        access_log=False,
+        log_config=None,  # to logging, like all the rest
+        access_log=False,  # metrics.Watched tells of requests, without their queries
         proxy_headers=False,
         server_header=False,
         ws_max_size=2**20,

@@ -193,3 +193,29 @@ def test_an_engine_that_fails_fails_for_all_in_the_batch(
         errors = [future.exception() for future in waiting]
     assert [str(error) for error in errors] == ["the engine broke"] * 2
     assert errors[0] is not errors[1]
+
+
+def test_what_the_engine_cannot_take_fails_alone(
+    shared: BatchingSampler,
+    sampler: Sampler,
+    condition: dict[str, np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The others of its batch are sampled again, each by itself, and get what they would get alone."""
+    sizes: list[int] = []
+
+    def picky(network: Any, plan: Any, shape: Any, arrays: Any, free: Any, guidance: Any, seeds: Any, *rest: Any) -> Any:
+        if 1 in seeds:
+            raise BackendError("not that seed")
+        return denoise(network, plan, shape, arrays, free, guidance, seeds, *rest)
+
+    monkeypatch.setattr("runtime.batching.denoise", picky)
+    shared.on_batch = sizes.append
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(shared.sample, condition, 2, seed=seed, steps=2) for seed in range(3)]
+        assert str(waiting[1].exception()) == "not that seed"
+        for seed in (0, 2):
+            assert close(waiting[seed].result(), sampler.sample(condition, 2, seed=seed, steps=2))
+    assert sizes == [6, 2, 2, 2]
+    assert caplog.messages == ["a batch of 6 candidates failed, and its 3 requests are sampled one by one: not that seed"]

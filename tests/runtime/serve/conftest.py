@@ -17,8 +17,9 @@ from runtime.design import Design
 from runtime.serve import api, server
 from runtime.serve.guard import Guard, Rate
 from runtime.serve.jobs import Job, Jobs
+from runtime.serve.metrics import Metrics, Watched
 
-for library in ("fastapi", "limits", "uvicorn"):
+for library in ("fastapi", "limits", "prometheus_client", "uvicorn"):
     pytest.importorskip(library, reason="the extra 'ui' is not installed")
 
 ENGINE = {"backend": "onnxruntime", "device": "cpu", "precision": "fp32", "threads": 1}
@@ -44,7 +45,9 @@ class Running:
     def __init__(self, jobs: Jobs, token: str | None, max_body: int, rate: str) -> None:
         self.jobs = jobs
         limit = Rate(rate)
-        self.app = Guard(api.create(jobs, limit, token is not None), token, max_body, limit)
+        self.metrics = Metrics(jobs)
+        guarded = Guard(api.create(jobs, limit, token is not None, self.metrics.text), token, max_body, limit)
+        self.app = Watched(guarded, self.metrics)
         self.socket = server.bind("127.0.0.1", 0)
         self.port = self.socket.getsockname()[1]
         self._ready = threading.Event()

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from runtime.commands import group
 from runtime.serve import page, server
 from runtime.serve.guard import Guard
+from runtime.serve.metrics import Watched
 
 
 @pytest.fixture
@@ -25,8 +26,8 @@ def call(small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., t
     def call(*options: object) -> tuple[Result, list[Guard]]:
         served: list[Guard] = []
 
-        def serve(app: Guard, jobs: Any, sock: socket.socket, on_ready: Callable[[], None], on_stop: Callable[[int], None]) -> None:
-            served.append(app)
+        def serve(app: Watched, jobs: Any, sock: socket.socket, on_ready: Callable[[], None], on_stop: Callable[[int], None]) -> None:
+            served.append(app.app)
             on_ready()
             on_stop(0)
 
