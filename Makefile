@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 PIP = $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test install-dev clean
+.PHONY: demo test soak fuzz install-dev clean
 
 demo: .venv/.runtime
 	$(BIN)/python cli.py infer examples/targets/splitter.json --out demo
@@ -13,6 +13,10 @@ test: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+# Half an hour of good and bad requests to a server: what is lost, and what grows.
+soak: install-dev
+	$(BIN)/python bench/soak.py
 
 install-dev: .venv/.dev
 
