@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .design import Design
 
 WRONG_INPUT = (TargetError, DataError, GeometryError, BundleError)
+_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 _log = logging.getLogger(__name__)
 
 
@@ -39,7 +40,8 @@ class Group(click.Group):
                 if error.errno == errno.EPIPE:  # who reads stdout has gone; click ends quietly
                     raise
                 where = f"{error.filename}: " if error.filename else ""
-                _log.error("%s%s", where, error.strerror or error)
+                full = "; make room there, or choose another place" if error.errno in _FULL else ""
+                _log.error("%s%s%s", where, error.strerror or error, full)
                 ctx.exit(1)
             except (click.ClickException, click.Abort, KeyboardInterrupt, click.exceptions.Exit) as error:
                 if form == "text" or isinstance(error, click.exceptions.Exit):

@@ -22,7 +22,8 @@ from .errors import DataError
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path in the same directory that takes ``path``'s place when the block ends well.
 
-    The temporary's name starts with a dot, so that what a killed process left is told from a finished file.
+    The temporary's name starts with a dot, so that what a killed process left is told from a finished file. What the system refuses to the
+    block without saying which file it was, as it does when the disk is full, is said of ``path``.
 
     Raises:
         DataError: the directory cannot be written, or ``path`` is a directory.
@@ -34,7 +35,8 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         # Not mkstemp: it makes private files, and asking for the umask to mend that is not safe among threads.
         os.close(os.open(work, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
-        yield work
+        with _named(path, work):
+            yield work
         with _refusal(path):
             os.replace(work, path)
     except BaseException:
@@ -58,7 +60,8 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise NotADirectoryError(errno.ENOTDIR, "a file stands there")
         work.mkdir()
     try:
-        yield work
+        with _named(path, work):
+            yield work
         with _refusal(path):
             _swap(work, path)
     except BaseException:
@@ -108,6 +111,18 @@ def _swap(work: Path, path: Path) -> None:
         os.replace(old, path)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _named(path: Path, work: Path) -> Iterator[None]:
+    """An OSError of the block names ``path`` where it names no file, or one of ours that nobody will find."""
+    try:
+        yield
+    except OSError as error:
+        name = error.filename
+        if error.errno is None or not (name is None or str(name).startswith(str(work))):
+            raise
+        raise OSError(error.errno, error.strerror or os.strerror(error.errno), str(path)) from error
 
 
 @contextlib.contextmanager

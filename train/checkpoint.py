@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as packed
 
 from runtime.errors import DataError
 from runtime.files import atomic_directory, atomic_file
@@ -34,8 +35,8 @@ def save(
     facts = {"step": step, "param_groups": optimizer["param_groups"], **(more or {})}
     with atomic_directory(path_of(run, step)) as work:
         for name, part in (("model", model), ("ema", ema)):
-            save_file({k: v.detach().cpu().contiguous() for k, v in part.items()}, work / f"{name}.safetensors")
-        save_file(tensors, work / "optimizer.safetensors")
+            _write(work / f"{name}.safetensors", part)
+        _write(work / "optimizer.safetensors", tensors)
         (work / "state.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
     for old in found(run)[:-keep]:
         # Out of sight first: a kill in the middle must not leave half a checkpoint under a whole one's name.
@@ -109,7 +110,12 @@ def misfit(error: RuntimeError) -> str:
 def save_weights(folder: Path, name: str, weights: Mapping[str, torch.Tensor]) -> None:
     """Write ``folder/name.safetensors``, for :func:`load_weights` to read."""
     with atomic_file(folder / f"{name}.safetensors") as temporary:
-        save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, temporary)
+        _write(temporary, weights)
+
+
+def _write(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Not by safetensors' own ``save_file``, whose error for a full disk is no OSError."""
+    path.write_bytes(packed({key: value.detach().cpu().contiguous() for key, value in tensors.items()}))
 
 
 def load_weights(checkpoint: Path, name: str = "ema") -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ whole number of them, else the coarsest that fits.
 from __future__ import annotations
 
 import datetime
+import errno
 import math
 import os
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ LAYER, DATATYPE = 1, 0
 SPAN_NM = 100_000.0  # the repeated array is as close to this as whole unit cells come: 25 x 25 cells of 4 µm
 UNITS_NM = (1.0, 0.5, 0.25, 0.1, 0.05, 0.01, 0.001)  # database units to choose from
 _COUNTED, _FARTHEST = 32767, 2**31 - 1  # GDSII counts an array in signed 16 bits, and database units in signed 32
+_END = b"\0\4\4\0"  # GDSII's last record, ENDLIB
 _EPOCH = datetime.datetime(2000, 1, 1)  # GDSII stores a time; a fixed one makes equal designs equal files
 
 
@@ -74,6 +76,16 @@ def write_gds(
             library.write_oas(temporary, validation="crc32")
         else:
             library.write_gds(temporary, timestamp=_EPOCH)
+        _check_whole(temporary)
+
+
+def _check_whole(path: Path) -> None:
+    """gdstk does not notice a full disk: see that the file ends as it must. Raises OSError."""
+    import gdstk
+
+    whole = gdstk.oas_validate(path)[0] if path.suffix.lower() == ".oas" else path.read_bytes()[-4:] == _END
+    if not whole:
+        raise OSError(errno.EIO, "not all of it could be written; make room there if the disk is full, or choose another place", str(path))
 
 
 def database_unit(geometry: Geometry, unit_nm: float | None = None) -> float:

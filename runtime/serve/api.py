@@ -136,6 +136,7 @@ def create(jobs: Jobs, rate: Rate, token: bool = False, metrics: Callable[[], tu
         }.items()
     }
     unknown: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "No such job or file."}, 422: refusals[422]}
+    full: dict[int | str, dict[str, Any]] = {507: {"model": Problem, "description": "The server's disk is full."}}
     known = [Depends(HTTPBearer(auto_error=False))] if token else []
     app = FastAPI(
         title="metascatter",
@@ -162,6 +163,8 @@ def create(jobs: Jobs, rate: Rate, token: bool = False, metrics: Callable[[], tu
 
     @app.exception_handler(HTTPException)
     async def failed(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 400:  # FastAPI's answer to whatever else json raises
+            return problem(422, "the body is not JSON that can be read, since it is not UTF-8 or is nested too deep; correct it")
         return problem(error.status_code, str(error.detail))
 
     @app.exception_handler(Exception)
@@ -204,13 +207,15 @@ def create(jobs: Jobs, rate: Rate, token: bool = False, metrics: Callable[[], tu
         except DataError as error:
             return problem(404, str(error))
 
-    @app.get(DESIGNS + "/{job}/{name}", response_class=FileResponse, responses=unknown, dependencies=known)
+    @app.get(DESIGNS + "/{job}/{name}", response_class=FileResponse, responses={**unknown, **full}, dependencies=known)
     def file(job: str, name: Annotated[str, WithJsonSchema({"enum": list(FILES)})]) -> Response:
         """A file of a finished job."""
         try:
             return FileResponse(jobs.file(jobs.find(job), name), filename=name)
         except DataError as error:
             return problem(404, str(error))
+        except OSError as error:
+            return problem(507, f"{name} cannot be written on the server: {error.strerror or error}; its disk wants room")
 
     if metrics is not None:
 

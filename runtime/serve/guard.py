@@ -12,7 +12,9 @@ import hmac
 import html
 import ipaddress
 import json
+import math
 import secrets
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -55,14 +57,19 @@ class Rate:
         from limits.storage import MemoryStorage
         from limits.strategies import MovingWindowRateLimiter
 
-        self._item, self._window = parse(rate), MovingWindowRateLimiter(MemoryStorage())
+        self._storage = MemoryStorage()
+        self._item, self._window = parse(rate), MovingWindowRateLimiter(self._storage)
+        self._drift = time.time() - time.monotonic()
         self.rate = f"{self._item.amount} in {self._item.get_expiry()} s"
 
     def hit(self, client: str, what: str = "design") -> None:
         """Count a request. Raises TooMany."""
-        import math
-        import time
-
+        # The library counts by the clock on the wall. Where that was set back, what was counted lies in the future and would be held
+        # against everyone for as long: counting begins anew.
+        drift = time.time() - time.monotonic()
+        if drift < self._drift - 1:
+            self._storage.reset()
+        self._drift = drift
         if not self._window.hit(self._item, what, client):
             left = self._window.get_window_stats(self._item, what, client).reset_time - time.time()
             raise TooMany(max(1, math.ceil(left)), self.rate)

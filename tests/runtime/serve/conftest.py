@@ -108,9 +108,14 @@ def start(small_bundle: Path) -> Iterator[Callable[..., Running]]:
     with contextlib.ExitStack() as stack:
 
         def begin(
-            token: str | None = None, max_body: int = 2**20, rate: str = "100000/second", max_queue: int = 128, engine: Any = ENGINE
+            token: str | None = None,
+            max_body: int = 2**20,
+            rate: str = "100000/second",
+            max_queue: int = 128,
+            engine: Any = ENGINE,
+            bundle: Path = small_bundle,
         ) -> Running:
-            started = Running(stack.enter_context(Jobs(small_bundle, engine, max_queue, 2)), token, max_body, rate)
+            started = Running(stack.enter_context(Jobs(bundle, engine, max_queue, 2)), token, max_body, rate)
             stack.callback(started.end)
             return started
 
