@@ -18,6 +18,11 @@ test: install-dev
 soak: install-dev
 	$(BIN)/python bench/soak.py
 
+# Sixty times what the tests try, at random: about an hour on a core. FUZZ=10 make fuzz is ten minutes.
+FUZZ ?= 60
+fuzz: install-dev
+	FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz tests/runtime/test_bundle_fuzz.py tests/runtime/test_schedulers_refusals.py
+
 install-dev: .venv/.dev
 
 .venv/bin/python:

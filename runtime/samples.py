@@ -18,6 +18,7 @@ import importlib
 import math
 import os
 import struct
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -173,15 +174,18 @@ def _npz(path: Path) -> SampleSet:
         x = x[:, :, None, None]  # points
     if x.ndim == 3:
         x = x[:, None]  # grey images
-    if x.ndim != 4 or not x.size or (x.dtype != np.uint8 and not np.isfinite(x).all()):
+    if x.ndim != 4 or not x.size or x.dtype.kind not in "biuf" or not np.isfinite(x).all():
         raise DataError(f"{path}: 'x' has shape {arrays['x'].shape}; expected (N, channels, height, width) or (N, 2) of finite numbers")
     x = x if x.dtype == np.uint8 else x.astype(np.float32)
     if "label" not in arrays:
         return _unlabelled(x)
-    label = arrays["label"].astype(np.int64)
-    names = tuple(map(str, arrays["classes"])) if "classes" in arrays else tuple(map(str, range(int(label.max()) + 1)))
-    if label.shape != x.shape[:1] or label.min() < -1 or label.max() >= len(names):
-        raise DataError(f"{path}: 'label' has shape {label.shape} and runs to {label.max()}; expected ({len(x)},) and {len(names)} classes")
+    label = arrays["label"]
+    if label.dtype.kind not in "biu" or label.shape != x.shape[:1]:
+        raise DataError(f"{path}: 'label' holds {label.dtype} of shape {label.shape}; expected ({len(x)},), whole numbers")
+    label = label.astype(np.int64)
+    names = tuple(map(str, arrays["classes"].ravel())) if "classes" in arrays else tuple(map(str, range(int(label.max()) + 1)))
+    if label.min() < -1 or label.max() >= len(names):
+        raise DataError(f"{path}: 'label' runs from {label.min()} to {label.max()}; there are {len(names)} classes, and -1 is none")
     return SampleSet(x, label, names)
 
 
@@ -204,8 +208,8 @@ def _idx_array(path: Path) -> np.ndarray:
     try:
         content = path.read_bytes()
         content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-    except (OSError, EOFError) as error:
-        raise DataError(f"{path} cannot be read ({error})") from None
+    except (OSError, EOFError, struct.error, zlib.error) as error:
+        raise DataError(f"{path} cannot be read ({error}); it may be damaged, write it again") from None
     rank = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
     shape = struct.unpack_from(f">{rank}I", content, 4) if 1 <= rank <= 3 and len(content) >= 4 + 4 * rank else ()
     if not shape or len(content) - 4 - 4 * rank != math.prod(shape):
@@ -254,6 +258,6 @@ def _pictures(files: Sequence[tuple[Path, int]], names: tuple[str, ...], size: i
                 size = size or min(picture.size)
                 fitted = ImageOps.fit(picture.convert("L" if channels == 1 else "RGB"), (size, size))
                 made.append(np.asarray(fitted, np.uint8).reshape(size, size, channels).transpose(2, 0, 1))
-        except OSError as error:
+        except Exception as error:  # Pillow's readers each raise their own for damaged bytes
             raise DataError(f"{file} cannot be read as a picture ({error}); take it out of the folder") from None
     return SampleSet(np.stack(made), np.array([k for _, k in files], np.int64), names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from runtime.data import DataSet
 from runtime.files import write_npz
 from runtime.geometry import Geometry
+from tests.fuzzing import FACTOR, tried
 
 # A shell starts what it puts in the background with SIGINT ignored, and children inherit it: those that tests interrupt would never stop.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -97,3 +99,11 @@ def small_bundle(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     from export.bundle import export
 
     return export(small_run, tmp_path_factory.mktemp("bundle") / "small")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How many examples the fuzzing tests tried, with ``-vv`` or where more than the usual few were asked for."""
+    if tried and (FACTOR > 1 or terminalreporter.verbosity > 0):
+        terminalreporter.write_sep("=", f"fuzzing: {sum(tried.values())} examples")
+        for name, many in sorted(tried.items()):
+            terminalreporter.write_line(f"{many:8d}  {name}")

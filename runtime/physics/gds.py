@@ -56,14 +56,18 @@ def write_gds(
             the last, with which the error of a whole array stays under an atom's size.
 
     Raises:
-        DataError: patterns that are not binary squares, a repeat under 1 or too large to count, a database unit that does not divide the
-            periods, or a place that cannot be written.
+        DataError: patterns that are not binary squares, fewer or more labels than these, a layer beyond what GDSII counts, a repeat under
+            1 or too large to count, a database unit that does not divide the periods, or a place that cannot be written.
         BackendError: gdstk is not installed.
     """
     stack = np.asarray(patterns)
     stack = stack[None] if stack.ndim == 2 else stack
     if stack.ndim != 3 or 0 in stack.shape or stack.shape[1] != stack.shape[2] or not np.isin(stack, (0, 1)).all():
         raise DataError(f"the patterns for {path} have shape {np.shape(patterns)}; expected (n, n) or (K, n, n) of 0 and 1")
+    if len(labels) not in (0, len(stack)):
+        raise DataError(f"there are {len(labels)} labels for {len(stack)} patterns; give each its own, or none")
+    if not all(0 <= number <= _COUNTED for number in (layer, datatype)):
+        raise DataError(f"layer and datatype are {layer} and {datatype}; each must be from 0 to {_COUNTED}")
     columns, rows = default_repeat(geometry) if repeat is None else repeat
     if not (1 <= columns <= _COUNTED and 1 <= rows <= _COUNTED):
         raise DataError(f"the repeat is {columns} x {rows}; each must be from 1 to {_COUNTED} unit cells")
@@ -113,6 +117,8 @@ def repeat_within(geometry: Geometry, area_um: tuple[float, float]) -> tuple[int
     Raises:
         DataError: the area is smaller than one cell, or holds more than GDSII counts.
     """
+    if not all(map(math.isfinite, area_um)):
+        raise DataError(f"the area is {area_um[0]} x {area_um[1]} µm; both must be lengths")
     counts = [math.floor(1000 * side / period + 1e-9) for side, period in zip(area_um, geometry.period_nm, strict=True)]
     x, y = (period / 1000 for period in geometry.period_nm)
     if not all(1 <= count <= _COUNTED for count in counts):

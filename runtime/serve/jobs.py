@@ -28,6 +28,7 @@ from ..design_files import WRITERS, document
 from ..errors import BundleError, DataError, MetascatterError, TargetError
 from ..physics.verify import default_workers
 from ..target import Target
+from .memory import give_back
 from .slots import Slots
 
 MAX_CANDIDATES, MAX_TOP, MAX_STEPS, MAX_BUDGET = 4096, 64, 1000, 1000
@@ -258,6 +259,8 @@ class Jobs:
             job.result.set_exception(error)
         finally:
             job.estimate = None
+            if job.solved[0]:
+                give_back()
 
     def _close(self, job: Job) -> None:
         """A job has ended, one way or another."""

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.bundle import Bundle, digest
@@ -28,13 +28,9 @@ from runtime.errors import BundleError
 from runtime.geometry import propagating
 from runtime.manifest import FIELDS
 from runtime.schedulers import plan
+from tests.fuzzing import counted, fuzz
 
 FILES = ["README.md", "denoiser.onnx", "encoder.onnx", "golden.npz", "parity.json", "scheduler_config.json"]
-
-
-def fuzz(examples: int) -> Callable[[Any], Any]:
-    """The same examples in every run; the bundle's folder is put back after each."""
-    return settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 class Place:
@@ -221,6 +217,7 @@ def restructure(data: st.DataObject, holder: Any, start: list[str] | None = None
 
 @fuzz(500)
 @given(data=st.data())
+@counted
 def test_bytes_of_the_manifest(place: Place, data: st.DataObject) -> None:
     content = altered(data, place.original["manifest.json"])
     place.write("manifest.json", content)
@@ -236,6 +233,7 @@ def test_bytes_of_the_manifest(place: Place, data: st.DataObject) -> None:
 
 @fuzz(1200)
 @given(data=st.data())
+@counted
 def test_values_of_the_manifest_with_a_digest_that_matches(place: Place, data: st.DataObject) -> None:
     """A digest proves that nothing was altered since it was made, not that what was written makes sense."""
     fields = data.draw(st.sampled_from([None, *FIELDS]))  # half of the schema lies deep inside
@@ -253,6 +251,7 @@ def test_values_of_the_manifest_with_a_digest_that_matches(place: Place, data: s
 
 @fuzz(200)
 @given(data=st.data())
+@counted
 def test_text_of_the_manifest_that_python_would_read(place: Place, data: st.DataObject) -> None:
     """Another value set into the text itself, so that names stand twice and numbers are spelled in every way there is."""
     text = place.original["manifest.json"].decode()
@@ -270,6 +269,7 @@ def test_text_of_the_manifest_that_python_would_read(place: Place, data: st.Data
 
 @fuzz(400)
 @given(data=st.data())
+@counted
 def test_files(place: Place, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from([*FILES, *FILES, "manifest.json"]))
     path, original = place.folder / name, place.original[name]
@@ -322,6 +322,7 @@ def test_files(place: Place, data: st.DataObject) -> None:
 
 @fuzz(300)
 @given(data=st.data())
+@counted
 def test_scheduler_configs_with_hashes_that_match(place: Place, data: st.DataObject) -> None:
     config, manifest = place.json("scheduler_config.json"), place.json("manifest.json")
     restructure(data, config)
@@ -347,6 +348,7 @@ def header(shape: Any, descr: Any, fortran: Any, version: bytes = b"\x01\x00") -
 
 @fuzz(400)
 @given(data=st.data())
+@counted
 def test_golden_outputs_with_hashes_that_match(place: Place, data: st.DataObject) -> None:
     original = place.original["golden.npz"]
     if data.draw(st.booleans()):
@@ -390,6 +392,7 @@ def test_golden_outputs_with_hashes_that_match(place: Place, data: st.DataObject
 
 @fuzz(300)
 @given(data=st.data())
+@counted
 def test_networks_with_hashes_that_match(place: Place, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(["denoiser.onnx", "encoder.onnx"]))
     try:

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import BundleError
 from runtime.schedulers import SCHEDULERS, load_config, plan
+from tests.fuzzing import counted, fuzz
 
 Config = Callable[..., dict[str, Any]]
 
@@ -151,10 +152,11 @@ JSON = st.recursive(
 KEYS = sorted({field.name for entry in SCHEDULERS.values() for field in dataclasses.fields(entry.options)})
 
 
-@settings(max_examples=600, deadline=None, derandomize=True)
+@fuzz(600)
 @given(
     st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=8), JSON, max_size=4), st.sampled_from(list(SCHEDULERS)), st.integers(1, 1000)
 )
+@counted
 def test_any_config_gives_finite_numbers_or_one_sentence(
     scheduler_config: Config, options: dict[str, Any], word: str, num_steps: int
 ) -> None:

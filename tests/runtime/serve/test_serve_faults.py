@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from runtime import design as room
 from runtime.errors import BundleError
 from runtime.sampler import load
+from runtime.serve import memory
 from runtime.serve.jobs import Jobs
 
 ENGINE = {"backend": "onnxruntime", "device": "cpu", "precision": "fp32", "threads": 1}
@@ -91,3 +93,31 @@ def test_no_thread_and_no_file_is_left_behind(small_bundle: Path) -> None:
             pass
         found.append(use())
     assert found[-1] == found[1]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="what a process uses is read from /proc")
+def test_memory_that_is_free_goes_back() -> None:
+    """Blocks too small for the system to take back one by one, freed by a thread that stays."""
+
+    def resident_mb() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    done, go = threading.Event(), threading.Event()
+
+    def work() -> None:
+        blocks = [os.urandom(60_000) for _ in range(2000)]
+        keep = blocks[-1]  # what lies on top would hold all below it
+        del blocks
+        done.set()
+        assert go.wait(60)
+        assert keep
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert done.wait(60)
+    before = resident_mb()
+    memory.give_back()
+    after = resident_mb()
+    go.set()
+    thread.join()
+    assert after < before - 50
