@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_surrogate():
     """The surrogate's recipe with a network of a few thousand parameters, quick to learn something."""
+    pytest.importorskip("torch")
     from train.recipes import RECIPES
 
     return dataclasses.replace(
@@ -59,6 +61,7 @@ def small_surrogate():
 @pytest.fixture(scope="session")
 def small_recipe():
     """The default recipe with a network of a few thousand parameters."""
+    pytest.importorskip("torch")
     from train.recipes import RECIPES
 
     return dataclasses.replace(
@@ -94,11 +97,15 @@ def small_run(small_data: Path, small_recipe, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="session")
-def small_bundle(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """That run exported."""
+def small_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That run exported; with METASCATTER_TEST_BUNDLE it is kept there, for environments without PyTorch (see noxfile.py)."""
+    kept = os.environ.get("METASCATTER_TEST_BUNDLE")
+    if kept and Path(kept).exists():
+        return Path(kept)
+    run = request.getfixturevalue("small_run")
     from export.bundle import export
 
-    return export(small_run, tmp_path_factory.mktemp("bundle") / "small")
+    return export(run, Path(kept) if kept else tmp_path_factory.mktemp("bundle") / "small")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

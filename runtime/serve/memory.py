@@ -10,7 +10,7 @@ import sys
 def give_back() -> None:
     """Hand what this process has freed back to the system, where the C library is GNU's and keeps it; elsewhere nothing.
 
-    A solve takes and frees matrices of many MB, and GNU's library keeps what each thread has freed for that thread: a server of many threads
+    A solve takes and frees matrices of many MB, and GNU's library keeps what a thread has freed for that thread: a server of many threads
     comes to hold several times what it uses. Takes some milliseconds.
     """
     if sys.platform == "linux":
