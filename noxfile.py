@@ -16,7 +16,7 @@ import nox
 
 ROOT = Path(__file__).parent
 PACKAGES = {"numpy": None, "onnxruntime": "cpu", "openvino": "openvino"}  # and the extra that names their versions
-TOOLS = ("pytest>=9.0", "hypothesis>=6.100", "pillow")
+TOOLS = ("pytest>=9.0", "hypothesis>=6.100", "meent>=0.13", "onnx>=1.21", "pillow")
 BUNDLE = ROOT / ".nox" / "small"
 nox.options.reuse_existing_virtualenvs = True
 
