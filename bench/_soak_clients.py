@@ -91,7 +91,7 @@ class Client:
         self.port, self.wishes, self.book = port, wishes, book
         self.alone: list[Any] = []  # what each wish gets with nobody else there
         self.random = random.Random(number)
-        self.deeds: list[tuple[int, Callable[[], None]]] = [
+        self.deeds: list[tuple[int, Callable[[], object]]] = [
             (12, self.wish),
             (2, self.wish_and_fetch),
             (2, self.wish_and_read_slowly),

@@ -25,7 +25,7 @@ def main() -> None:
             raise BackendError("the engine raises, as the soak wants it to")
         return works(network, plan, shape, arrays, free, guidance, seeds, *rest)
 
-    batching.denoise = denoise
+    batching.denoise = denoise  # type: ignore[assignment]
     jobs._KEPT = KEPT
     commands.main()
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import channels
+from . import channels, mat_file
 from .errors import DataError, GeometryError
 from .geometry import Geometry
 
@@ -90,7 +90,9 @@ def open_npz(path: Path) -> dict[str, np.ndarray]:
             raise DataError(
                 f"{path} holds pickled Python objects, which could run code; save plain numeric arrays with numpy.savez"
             ) from None
-        raise DataError(f"{path} cannot be read as .npz ({type(error).__name__}: {error}); it may be damaged, write it again") from None
+        raise DataError(
+            f"{path} cannot be read as .npz ({type(error).__name__}: {_short(error)}); it may be damaged, write it again"
+        ) from None
     for key, value in arrays.items():
         if not isinstance(value, np.ndarray):  # NumPy hands out the raw bytes of a member that is no array
             raise DataError(f"{path}: '{key}' is not an array; write the file with numpy.savez")
@@ -226,11 +228,18 @@ def read_mat(path: Path, keys: Sequence[str], optional: Sequence[str] = (), pref
     if not path.is_file():
         raise DataError(f"{path} does not exist; check the path")
     try:
-        content = loadmat(path)
+        found = mat_file.variables(path)
+        wanted = [name for name in found if name in (*keys, *optional) or name.startswith(prefixes)]
+        strange = next((name for name in wanted if not found[name]), None)
+        if strange is not None:
+            raise DataError(f"{path}: '{strange}' is not a numeric array; write it as double")
+        content = {**dict.fromkeys(filter(None, found)), **loadmat(path, variable_names=wanted)}
+    except DataError:
+        raise
     except NotImplementedError:
         content = _read_mat_hdf5(path, (*keys, *optional), prefixes)
     except Exception as error:  # loadmat raises whatever the damaged bytes lead it to
-        raise DataError(f"{path} cannot be read as a MATLAB file ({type(error).__name__}: {error}); write it again") from None
+        raise DataError(f"{path} cannot be read as a MATLAB file ({type(error).__name__}: {_short(error)}); write it again") from None
     for key in keys:
         if key not in content:
             held = ", ".join(name for name in content if not name.startswith("__"))
@@ -238,6 +247,12 @@ def read_mat(path: Path, keys: Sequence[str], optional: Sequence[str] = (), pref
         if not isinstance(content[key], np.ndarray) or content[key].dtype.kind not in "biuf":
             raise DataError(f"{path}: '{key}' is not a numeric array; write it as double")
     return {key: content[key] for key in dict.fromkeys((*keys, *optional, *_starting(content, prefixes))) if key in content}
+
+
+def _short(error: Exception) -> str:
+    """A library's words on one line; some of them quote the damaged bytes, however many these are."""
+    words = " ".join(str(error).split())
+    return words if len(words) <= 200 else f"{words[:200]}..."
 
 
 def _starting(names: Iterable[str], prefixes: tuple[str, ...]) -> list[str]:
@@ -260,7 +275,7 @@ def _read_mat_hdf5(path: Path, keys: Sequence[str], prefixes: tuple[str, ...] = 
                     is_text = node.attrs.get("MATLAB_class") == b"char"
                     content[key] = np.array("".join(map(chr, values.ravel()))) if is_text else values
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        raise DataError(f"{path} cannot be read as a MATLAB 7.3 file ({error}); write it again") from None
+        raise DataError(f"{path} cannot be read as a MATLAB 7.3 file ({_short(error)}); write it again") from None
     return content
 
 

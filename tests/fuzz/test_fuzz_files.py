@@ -199,7 +199,7 @@ def test_a_data_set_or_a_sentence(small_npz: bytes, tmp_path: Path, values: st.D
 def test_arrays_of_any_kind_are_a_data_set_or_a_sentence(small_npz: bytes, tmp_path: Path, some: dict[str, np.ndarray]) -> None:
     with np.load(io.BytesIO(small_npz)) as file:
         whole = {key: file[key] for key in file.files}
-    np.savez(tmp_path / "data.npz", **{**whole, **some})  # type: ignore[arg-type]
+    np.savez(tmp_path / "data.npz", **{**whole, **some})
     try:
         data.load(tmp_path / "data.npz", extra=["heat", "Rm_a"], optional=True)
     except MetascatterError as error:

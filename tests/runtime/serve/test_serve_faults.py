@@ -18,7 +18,7 @@ from runtime.sampler import load
 from runtime.serve import memory
 from runtime.serve.jobs import Jobs
 
-ENGINE = {"backend": "onnxruntime", "device": "cpu", "precision": "fp32", "threads": 1}
+ENGINE: dict[str, Any] = {"backend": "onnxruntime", "device": "cpu", "precision": "fp32", "threads": 1}
 
 
 @pytest.mark.parametrize("how", ["overwritten", "swapped", "removed"])
