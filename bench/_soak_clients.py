@@ -190,7 +190,7 @@ class Client:
         body, status = self.random.choice(
             [
                 (b"{", 422),
-                (b"\xff\xfe", 422),
+                (b"\x80\x81abc", 422),
                 (b"[]", 422),
                 (b"{}", 422),
                 (json.dumps({**good, "n": 0}).encode(), 422),

@@ -87,7 +87,7 @@ def test_unverified_designs_have_no_scores(running: Any) -> None:
     ("body", "words"),
     [
         (b"{", "the body is not JSON"),
-        (b"\xff\xfe", "since it is not UTF-8 or is nested too deep"),
+        (b"\x80\x81abc", "since it is not UTF-8 or is nested too deep"),
         (b"[" * 100_000, "since it is not UTF-8 or is nested too deep"),
         ([], "the body must be a JSON object"),
         ({}, "the field 'target' is missing"),
