@@ -62,11 +62,12 @@ def test_what_a_batch_file_starts_is_taken_by_our_commands(path: Path, tmp_path:
     for tool in tools.iterdir():
         tool.chmod(0o755)
     slurm = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_PER_TASK": "64", "SLURM_NODEID": "1"}
-    given = {"simulate.sbatch": ["1000", str(tmp_path / "many.npz")], "train.sbatch": ["many.npz", str(tmp_path / "run")]}[path.name]
+    simulate = ["simulate", "--count", "1000", "--seed", "1", "--out", str(tmp_path / "many.npz")]
+    given = {"ray.sbatch": simulate, "train.sbatch": ["many.npz", str(tmp_path / "run")]}[path.name]
     subprocess.run(["bash", path, *given], env={"PATH": f"{tools}:/usr/bin:/bin", **slurm}, check=True)
     words = told.read_text().splitlines()
     asked = ours(words)
-    if path.name == "simulate.sbatch":
+    if path.name == "ray.sbatch":
         assert words[1:4] == ["symmetric-run", "--address", "node1:6379"]
         assert (asked.params["count"], asked.params["cluster"]) == (1000, "auto")
     else:

@@ -13,6 +13,7 @@ import contextlib
 import inspect
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +128,14 @@ def train(
             more = {"log": log.state(), **({} if accelerator.scaler is None else {"scaler": accelerator.scaler.state_dict()})}
             checkpoint.save(out, step, weights, {**weights, **shadow}, optimizer.state_dict(), keep, more)
 
-    with contextlib.closing(log), bar, _compiling(recipe), Interrupts() as interrupts:
+    with contextlib.closing(log), bar, _compiling(recipe), ThreadPoolExecutor(1) as ahead, Interrupts() as interrupts:
+        following = ahead.submit(parts.training, step, start, end)
         while step < last:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, step, total)
-            batch = parts.training(step, start, end)
+            batch = following.result()
+            if step + 1 < last:  # put together while this one is worked on
+                following = ahead.submit(parts.training, step + 1, start, end)
             # Whatever the network draws depends on the step alone, like all the rest.
             torch.manual_seed(processes.step_seed(recipe.seed, step, accelerator.process_index))
             with accelerator.autocast():

@@ -24,16 +24,17 @@ class Order:
     def __init__(self, size: int, seed: int, stream: int, odds: np.ndarray | None = None) -> None:
         self.size, self.seed, self.stream = size, seed, stream
         self.odds = None if odds is None else odds / odds.sum()
-        self._epoch, self._order = -1, np.zeros(0, np.int64)
+        self._last = -1, np.zeros(0, np.int64)  # an epoch and its order, together: a thread may be ahead of another
 
     def rows(self, step: int, count: int) -> np.ndarray:
         """The (count,) indices of a step whose batches have ``count``; the last batch of an epoch is filled up from its beginning."""
         epoch, position = divmod(step, math.ceil(self.size / count))
-        if epoch != self._epoch:
+        known, order = self._last
+        if epoch != known:
             draws = np.random.Generator(np.random.Philox(key=[self.seed, self.stream + epoch]))
-            drawn = draws.permutation(self.size) if self.odds is None else draws.choice(self.size, self.size, p=self.odds)
-            self._epoch, self._order = epoch, drawn
-        return np.take(self._order, np.arange(position * count, (position + 1) * count), mode="wrap")
+            order = draws.permutation(self.size) if self.odds is None else draws.choice(self.size, self.size, p=self.odds)
+            self._last = epoch, order
+        return np.take(order, np.arange(position * count, (position + 1) * count), mode="wrap")
 
 
 def in_pieces(
