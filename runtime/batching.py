@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from .errors import BackendError, Cancelled
+from .inpaint import Known
 from .loop import Guidance, denoise
 from .sampler import Sampler
 from .schedulers import Plan
@@ -47,16 +48,18 @@ class _Part:
         candidates: range,
         step_done: StepDone,
         clean: np.ndarray | None,
+        known: Known | None,
     ) -> None:
         self.plan, self.arrays, self.free, self.guidance = plan, arrays, free, guidance
         self.seed, self.candidates, self.step_done, self.clean = seed, candidates, step_done, clean
+        self.known = known
         self.done = threading.Event()
         self.samples = _NOTHING
         self.error: BaseException | None = None
 
     def goes_with(self, other: _Part) -> bool:
         """Whether one call of the network, and one row of the plan's table, can serve both."""
-        if self.clean is not None or other.clean is not None:
+        if any(given is not None for given in (self.clean, other.clean, self.known, other.known)):
             return False
         return self.guidance == other.guidance and (self.free is None) == (other.free is None) and _same(self.plan, other.plan)
 
@@ -114,9 +117,10 @@ class BatchingSampler(Sampler):
         candidates: range,
         step_done: StepDone,
         clean: np.ndarray | None = None,
+        known: Known | None = None,
     ) -> np.ndarray:
         """One batch of a stream, in company; see :func:`loop.denoise`."""
-        part = _Part(table, arrays, free, guidance, seed, candidates, step_done, clean)
+        part = _Part(table, arrays, free, guidance, seed, candidates, step_done, clean, known)
         with self._while_waiting():
             with self._changed:
                 if self._ended:
@@ -210,6 +214,7 @@ class BatchingSampler(Sampler):
             [candidate for part in batch for candidate in part.candidates],
             step_done,
             first.clean,
+            first.known,
         )
         for part, mine in zip(batch, rows, strict=True):
             if not part.done.is_set():

@@ -267,7 +267,7 @@ def _evaluate_samples(
         source = data_path or recipe.get("data")
         if not source:
             raise click.UsageError("Missing option '--data': the recipe of this bundle has no data of its own.")
-        real = samples.load(source, int(recipe.get("canvas", 0)))
+        real = samples.as_shown(source, recipe)
         result = evaluate_samples.evaluate(sampler, real, n, seed, bars.step, network, **settings)
     click.echo(json.dumps(result, indent=2) if as_json else evaluate_samples.table(result))
 

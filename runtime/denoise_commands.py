@@ -14,7 +14,7 @@ import numpy as np
 from .console import Bars, check_writable, given, status
 
 # Names of options as click knows them, by what they are for.
-_DESIGNS = (
+DESIGNS = (
     *("top", "verify", "refine", "budget", "fixed", "height", "time_limit", "tolerance", "robust", "fabricable", "min_width_nm"),
     *("no_corners", "convention", "mat_convention", "workers"),
 )
@@ -29,7 +29,7 @@ _ITERATED = (*_SCHEDULE, "label", "n", "seed", "level", "sigma", "fresh")
 def asked(restoring: Mapping[str, Any]) -> bool:
     """Whether ``infer`` is to denoise. Raises click.UsageError for an option of it without ``--input``."""
     if restoring["source"] is None:
-        _leave_out(("level", "sigma", "fresh"), "says how images are denoised; name them with --input")
+        leave_out(("level", "sigma", "fresh"), "says how images are denoised; name them with --input")
     return restoring["source"] is not None
 
 
@@ -52,12 +52,12 @@ def infer(
 
     if targets:
         raise click.UsageError("--input is for bundles of images, which take no target; leave one of the two out")
-    _leave_out(_DESIGNS, "is for designs of metasurfaces; leave it out with --input")
+    leave_out(DESIGNS, "is for designs of metasurfaces; leave it out with --input")
     opened = Bundle.open(bundle)
     if opened.designs:
         raise click.UsageError(f"--input is for bundles of images and {opened.path} designs metasurfaces; name a bundle with --bundle")
     if opened.restores:
-        _leave_out(_ITERATED, f"is for diffusion models and {opened.path} denoises in one step; leave it out")
+        leave_out(_ITERATED, f"is for diffusion models and {opened.path} denoises in one step; leave it out")
     elif restoring["level"] is None and restoring["sigma"] is None:
         raise click.UsageError("Missing option '--noise-level' or '--noise-sigma': how noisy the images are, or are to be made.")
     check_writable(directory)
@@ -103,8 +103,8 @@ def evaluate(
     from . import denoise_scores
     from .denoise import Denoiser
 
-    _leave_out(_SCORES, f"is for designs of metasurfaces and {opened.path} denoises images; leave it out")
-    _leave_out(_SCHEDULE, f"is for diffusion models and {opened.path} denoises in one step; leave it out")
+    leave_out(_SCORES, f"is for designs of metasurfaces and {opened.path} denoises images; leave it out")
+    leave_out(_SCHEDULE, f"is for diffusion models and {opened.path} denoises in one step; leave it out")
     data = _data(opened, data_path)
     with Denoiser(opened, **engine) as denoiser, Bars() as bars:
         result = denoise_scores.evaluate(denoiser, data, n, seed, settings["batch_size"], bars.step)
@@ -126,14 +126,14 @@ def draw(
 
     evaluate_picture.check(out)
     check_writable(out.absolute().parent)
-    _leave_out(("guidance_scale", "guidance_interval"), "is for a class, and none is asked for here; leave it out")
-    _leave_out(("batch_size",), "changes nothing for so few images; leave it out")
+    leave_out(("guidance_scale", "guidance_interval"), "is for a class, and none is asked for here; leave it out")
+    leave_out(("batch_size",), "changes nothing for so few images; leave it out")
     opened = Bundle.open(bundle)
     if opened.designs or is_points(opened.manifest["sample_shape"]):
         what = "designs metasurfaces" if opened.designs else "samples points"
         raise click.UsageError(f"{opened.path} {what} and images are denoised here; name a bundle of images with --bundle")
     if opened.restores:
-        _leave_out(_SCHEDULE, f"is for diffusion models and {opened.path} denoises in one step; leave it out")
+        leave_out(_SCHEDULE, f"is for diffusion models and {opened.path} denoises in one step; leave it out")
     data = _data(opened, data_path)
     if opened.restores:
         with Denoiser(opened, **engine) as denoiser:
@@ -152,10 +152,10 @@ def _data(opened: Any, data_path: Path | None) -> Any:
     source = data_path or recipe.get("data")
     if not source:
         raise click.UsageError("Missing option '--data': the recipe of this bundle has no data of its own.")
-    return load(source, int(recipe.get("canvas", 0)))
+    return load(source, int(recipe.get("canvas", 0)), opened.manifest["sample_shape"][0])
 
 
-def _leave_out(names: Iterable[str], words: str) -> None:
+def leave_out(names: Iterable[str], words: str) -> None:
     """Refuse options that were given and would do nothing."""
     known = {parameter.name: parameter for parameter in click.get_current_context().command.params}
     for name in names:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import denoise_commands, making_commands, options
+from . import denoise_commands, fill_commands, making_commands, options
 from .console import Bars, check_writable, given, status
 from .errors import DataError
 
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 )
 @options.refinement
 @options.restoring
+@options.mask
+@options.resample
 @click.option(
     "--convention",
     type=click.Choice(["lab", "metascatter"]),
@@ -73,6 +75,8 @@ def infer(
     verify: bool,
     search: dict[str, Any],
     restoring: dict[str, Any],
+    mask: Path | None,
+    resample: int,
     convention: str | None,
     mat_convention: str,
     made: dict[str, Any],
@@ -98,6 +102,7 @@ def infer(
     metascatter infer --bundle bundles/denoiser --input noisy/ --out clean
     metascatter infer --bundle bundles/digits --input noisy.png --noise-sigma 0.5 --no-add-noise --out clean
     metascatter infer wishes/ many.npz --out designs --cluster auto
+    metascatter infer --bundle bundles/flowers --input tulip.jpg --mask hole.png --out filled
     """
     from . import design, report
     from .freedom import Freedom, read_fixed
@@ -107,8 +112,13 @@ def infer(
     from .target_stream import is_many
 
     wish = options.cluster_wish(place, workers)
-    if (denoise_commands.asked(restoring) or not targets) and (wish is not None or shard_size is not None):
+    filling = denoise_commands.asked(restoring) or mask is not None
+    if (filling or not targets) and (wish is not None or shard_size is not None):
         raise click.UsageError("--cluster and --shard-size are for targets; leave them out")
+    if given("resample") and mask is None and search["fixed"] is None:
+        raise click.UsageError("--resample is for sampling with something held; add --mask, or --fixed with a TARGET")
+    if mask is not None:
+        return fill_commands.infer(targets, directory, bundle, label, n, seed, restoring, mask, resample, settings, engine, as_json)
     if denoise_commands.asked(restoring):
         return denoise_commands.infer(targets, directory, bundle, label, n, seed, restoring, settings, engine, as_json)
     if not targets:
@@ -129,7 +139,7 @@ def infer(
     time_limit = search.pop("time_limit")
     if search["fixed"] is not None:
         search["fixed"] = read_fixed(search["fixed"])
-    search["limits"] = making.limits
+    search |= {"limits": making.limits, "resample": resample}
     with load(bundle, **engine) as sampler:
         # Every target is read and checked before the first one costs any time.
         freedom = Freedom.of(sampler.bundle, **search)

@@ -12,6 +12,7 @@ import numpy as np
 
 from .errors import DataError, TargetError
 from .fabrication import Limits
+from .inpaint import RESAMPLE
 from .target import Target
 
 if TYPE_CHECKING:
@@ -25,47 +26,46 @@ class Freedom(NamedTuple):
 
     ``budget``: RCWA solves in all, of which those left over from ranking refine; None does not refine. ``fixed``: (n, n) int8 of -1 (free),
     0 and 1 (held), None holds nothing. ``heights``: lowest and highest in nm where the height is free, None keeps the target's.
-    ``limits``: of what can be made; what breaks them is fined in ranking and refining (``fabrication.fines``).
+    ``limits``: of what can be made; what breaks them is fined in ranking and refining (``fabrication.fines``). ``resample``: how often each
+    step is taken where pixels are held (``inpaint``).
     """
 
     budget: int | None = None
     fixed: np.ndarray | None = None
     heights: tuple[float, float] | None = None
     limits: Limits | None = None
+    resample: int = RESAMPLE
 
     @classmethod
-    def of(cls, bundle: Bundle, refine: bool, budget: int, fixed: Any, height: Any, limits: Limits | None = None) -> Freedom:
+    def of(
+        cls,
+        bundle: Bundle,
+        refine: bool,
+        budget: int,
+        fixed: Any,
+        height: Any,
+        limits: Limits | None = None,
+        resample: int = RESAMPLE,
+    ) -> Freedom:
         """Checked against a bundle; the arguments are those of ``Sampler.design``.
 
         Raises:
-            DataError: a budget below 1, a mask that is not (n, n) of -1, 0 and 1.
+            DataError: a budget or ``resample`` below 1, a mask that is not (n, n) of -1, 0 and 1.
             TargetError: a height range that is none, or not within the bundle's.
         """
         if budget < 1:
             raise DataError(f"the budget is {budget} solves; it must be at least 1")
+        if resample < 1:
+            raise DataError(f"resample is {resample}; each step is taken at least once")
         mask = None if fixed is None else _mask(fixed, int(bundle.manifest["pattern_size"]))
         heights = None if height is None else _range(height, bundle.condition.height_range_nm)
-        return cls(budget if refine else None, mask, heights, limits)
+        return cls(budget if refine else None, mask, heights, limits, resample)
 
     def targets(self, target: Target) -> list[Target]:
         """The target at each height that candidates are sampled for."""
         if self.heights is None:
             return [target]
         return [dataclasses.replace(target, height_nm=float(height)) for height in np.unique(np.linspace(*self.heights, HEIGHTS).round())]
-
-
-def impose(patterns: np.ndarray, fixed: np.ndarray) -> np.ndarray:
-    """Patterns that hold the pixels a mask fixes: each shifted to where it meets most, which changes no light, the rest overwritten.
-
-    patterns: (N, n, n) of 0 and 1. fixed: (n, n) of -1 (free), 0 (gap) and 1 (pillar). Returns (N, n, n) uint8.
-    """
-    held, size = fixed >= 0, fixed.shape[0]
-    result = np.empty(patterns.shape, np.uint8)
-    for row, pattern in zip(result, patterns, strict=True):
-        shifts = [np.roll(pattern, (i, j), (0, 1)) for i in range(size) for j in range(size)]
-        row[:] = shifts[int(np.argmax([(shifted == fixed)[held].sum() for shifted in shifts]))]
-        row[held] = fixed[held]
-    return result
 
 
 def read_fixed(path: Path) -> np.ndarray:

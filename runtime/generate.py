@@ -62,8 +62,19 @@ def one_of(on_step: OnStep | None, k: int, runs: int) -> OnStep | None:
     return lambda step, total, estimate: on_step(k * total + step, runs * total, estimate)
 
 
-def save(sampler: Sampler, samples: np.ndarray, places: np.ndarray, seed: int, folder: Path, settings: dict[str, Any]) -> list[Path]:
+def save(
+    sampler: Sampler,
+    samples: np.ndarray,
+    places: np.ndarray,
+    seed: int,
+    folder: Path,
+    settings: dict[str, Any],
+    picture: tuple[str, np.ndarray, int | None] | None = None,
+) -> list[Path]:
     """Write ``samples.npz`` (``x`` in units of the data, ``label``), ``samples.json`` and, with matplotlib, ``samples.png``.
+
+    Args:
+        picture: what ``samples.png`` shows in place of the samples: words, images, and how many of them a row has.
 
     Returns:
         The paths written.
@@ -90,7 +101,8 @@ def save(sampler: Sampler, samples: np.ndarray, places: np.ndarray, seed: int, f
     write_json(folder / "samples.json", facts)
     paths = [folder / "samples.npz", folder / "samples.json"]
     try:
-        sample_pictures.draw(folder / "samples.png", facts["recipe"], [(_words(sampler, places), shown)], _columns(places))
+        words, images, columns = picture or (_words(sampler, places), shown, _columns(places))
+        sample_pictures.draw(folder / "samples.png", facts["recipe"], [(words, images)], columns)
     except BackendError:
         return paths
     return [*paths, folder / "samples.png"]

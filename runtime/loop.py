@@ -15,6 +15,7 @@ import numpy as np
 
 from .backends import Network
 from .errors import BackendError
+from .inpaint import Known, jump_back
 from .schedulers import Plan
 
 Arrays = Mapping[str, np.ndarray]
@@ -47,6 +48,7 @@ def denoise(
     step_done: Callable[[int, np.ndarray], None],
     clean: np.ndarray | None = None,
     noised: bool = False,
+    known: Known | None = None,
 ) -> np.ndarray:
     """The samples (len(candidates), *shape) float32 of some candidates of a run, or of several runs that share the calls of the network.
 
@@ -56,11 +58,12 @@ def denoise(
         unconditional: the same with nothing asked for; None does without guidance.
         seed, candidates: each candidate has a counter-based generator of its own, Philox with the key (seed, candidate), so its noise
             depends on nobody who shares the batch. One seed for all candidates, or one for each.
-        step_done: called with (k, estimate of the clean samples) after step k, and with -1 before the first. What it raises stops the
-            loop and reaches the caller.
+        step_done: called with (k, estimate of the clean samples) after the k-th step taken, and with -1 before the first. What it raises
+            stops the loop and reaches the caller.
         clean: a finished sample, of ``shape`` or one for each candidate, to begin from under the noise of the plan's first timestep; None
             begins with noise alone.
         noised: ``clean`` holds noise of that level already, x + sigma z, and no more is added.
+        known: what every candidate is held to; its steps are then those of :meth:`Known.steps`, some of them repeated.
 
     Raises:
         BackendError: the engine failed, or returned numbers that are not finite.
@@ -79,6 +82,8 @@ def denoise(
     guided = (low <= plan.sigmas) & (plan.sigmas <= high) if unconditional is not None else np.zeros(plan.num_steps, bool)
     sample = plan.start(draw().copy()) if clean is None else plan.noised(clean, np.zeros_like(noise) if noised else draw())
     history = plan.new_history(sample.shape)
+    order = range(plan.num_steps) if known is None else known.steps(plan)
+    alone = None if known is None else plan.first_order()
     with contextlib.ExitStack() as stack:
         if not guided.all():
             single = stack.enter_context(network.bind(conditional, count))
@@ -92,8 +97,15 @@ def denoise(
             doubled, mixed = np.empty((2, count, *shape), np.float32), np.empty_like(sample)
         timesteps = np.empty(2 * count, np.int64)
         step_done(-1, sample)
-        for k, timestep in enumerate(plan.timesteps.tolist()):
-            timesteps.fill(timestep)
+        for i, k in enumerate(order):
+            table = plan
+            if known is not None:
+                if i and order[i - 1] == k:
+                    assert alone is not None
+                    table = alone
+                    jump_back(sample, plan.sigmas[k + 1], plan.sigmas[k], draw())
+                known.hold(sample, plan.sigmas[k], draw())
+            timesteps.fill(plan.timesteps[k])
             if guided[k]:
                 doubled[:] = sample
                 output = double({"sample": doubled.reshape(2 * count, *shape), "timestep": timesteps})["output"]
@@ -103,7 +115,12 @@ def denoise(
                 output = mixed
             else:
                 output = single({"sample": sample, "timestep": timesteps[:count]})["output"]
-            step_done(k, plan.step(k, output, sample, draw() if plan.needs_noise[k] else None, history))
+            estimate = table.step(k, output, sample, draw() if plan.needs_noise[k] else None, history)
+            if known is not None:
+                known.settle(estimate)
+            step_done(i, estimate)
+    if known is not None:
+        known.settle(sample)
     if not np.isfinite(sample).all():
         raise NotFinite(f"the network returned numbers that are not finite on {network.device}; run 'metascatter doctor'")
     return sample

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .backends import BACKENDS, DEVICES, PRECISIONS
+from .inpaint import RESAMPLE
 from .logs import FORMATS, LEVELS
 from .schedulers import SCHEDULERS
 
@@ -182,7 +183,10 @@ refinement = _gathered(
         "--budget", type=click.IntRange(1), default=32, show_default=True, help="With --refine, RCWA solves in all, ranking included."
     ),
     click.option(
-        "--fixed", type=click.Path(path_type=Path), metavar="FILE", help="Pixels that every design holds: key 'fixed' of a .npz or .json."
+        "--fixed",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Pixels that every design holds, from the first step of sampling on: key 'fixed' of a .npz or .json.",
     ),
     click.option("--height", type=_Height(), help="Search for the height too, within LO and HI nm; default: the target's height."),
     click.option("--time-limit", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Per target: the best found by then."),
@@ -217,6 +221,21 @@ def cluster_wish(place: dict[str, Any], workers: int | None) -> Wish | None:
 
     return Wish(address, workers=workers, **{name: value for name, value in shares.items() if value is not None})
 
+
+mask = click.option(
+    "--mask",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Fill the images of --input where this picture is white and keep the rest; or an .npz with the key 'mask', 1 where it is filled.",
+)
+resample = click.option(
+    "--resample",
+    type=click.IntRange(1),
+    default=RESAMPLE,
+    show_default=True,
+    metavar="R",
+    help="With --mask or --fixed: take each step R times, so that what is sampled agrees with what is held.",
+)
 
 baseline = _gathered(
     "other",

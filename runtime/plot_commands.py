@@ -9,6 +9,7 @@ import click
 
 from . import denoise_commands, options
 from .console import Group, check_writable
+from .pixels import COLOURS
 
 _out = click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help=".png, .svg or .pdf.")
 
@@ -17,7 +18,7 @@ MOST = 20  # candidates of a target in a picture
 
 @click.group(cls=Group)
 def plot() -> None:
-    """Draw figures: what is in a data set, how a sample comes out of noise, how losses and scores went."""
+    """Draw figures: what is in a data set, how noise is put on it, how a sample comes out of noise, how losses and scores went."""
 
 
 @plot.command()
@@ -152,4 +153,95 @@ def scores(results: tuple[Path, ...], out: Path) -> None:
     evaluate_picture.check(out)
     check_writable(out.absolute().parent)
     curves.scores([curves.read_evaluation(path) for path in results], out)
+    click.echo(out)
+
+
+_moving = click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help=".png, .svg, .pdf or .gif.")
+_convention = click.option(
+    "--convention", type=click.Choice(["lab", "metascatter"]), default="lab", show_default=True, help="Index convention of .mat data."
+)
+
+
+@plot.command()
+@click.argument("source", metavar="DATA")
+@_out
+@click.option("--count", type=click.IntRange(1, 100), default=100, show_default=True, help="Images or patterns shown.")
+@click.option("--size", type=click.IntRange(1), help="Side to which the pictures of a folder are scaled; default: the first's.")
+@click.option("--colours", type=click.Choice(list(COLOURS)), help="Show images so; default: as they are.")
+@_convention
+def data(source: str, out: Path, count: int, size: int | None, colours: str | None, convention: str) -> None:
+    """Training data: images in a mosaic, points in a scatter plot, patterns of metasurfaces. DATA is what 'train --data' takes.
+
+    \b
+    metascatter plot data swiss-roll --out roll.png
+    metascatter plot data flowers/ --size 32 --out flowers.png
+    metascatter plot data test.npz --out patterns.png
+    """
+    from . import evaluate_picture, forward
+
+    evaluate_picture.check(out)
+    check_writable(out.absolute().parent)
+    forward.draw_data(forward.read(source, size or 0, COLOURS.get(colours or "", 0), convention), Path(source).name, out, count)
+    click.echo(out)
+
+
+@plot.command()
+@click.argument("config_path", metavar="[CONFIG]", required=False, type=click.Path(path_type=Path))
+@_out
+@options.bundle
+def schedule(config_path: Path | None, out: Path, bundle: Path | None) -> None:
+    """The noise schedule, betas, alphas_cumprod and signal-to-noise ratio, of a bundle or of CONFIG, a scheduler_config.json.
+
+    \b
+    metascatter plot schedule --bundle bundles/digits --out schedule.png
+    metascatter plot schedule runs/mine/scheduler_config.json --out schedule.png
+    """
+    from . import evaluate_picture, forward
+    from .bundle import Bundle
+    from .schedulers import load_config, plan
+
+    if config_path is not None and bundle is not None:
+        raise click.UsageError("name either a scheduler_config.json or a --bundle, not both")
+    evaluate_picture.check(out)
+    check_writable(out.absolute().parent)
+    if config_path is not None:
+        forward.draw_schedule(load_config(config_path), config_path.absolute().parent.name or config_path.name, out)
+    else:
+        opened = Bundle.open(bundle)
+        config, sampling = opened.json("scheduler_config.json"), opened.manifest["sampling"]
+        steps = plan(config, sampling["steps"], sampling["scheduler"], sampling.get("eta", 0.0))
+        forward.draw_schedule(config, opened.manifest["recipe"]["name"], out, steps)
+    click.echo(out)
+
+
+@plot.command("forward")
+@click.argument("source", metavar="[DATA]", required=False)
+@_moving
+@options.bundle
+@click.option("-n", "n", type=click.IntRange(1), help="Samples shown; default: 4, in a .gif 16, of points 1000.")
+@options.seed
+@_convention
+def forward_process(source: str | None, out: Path, bundle: Path | None, n: int | None, seed: int, convention: str) -> None:
+    """The forward process: samples of DATA under more and more noise, by a bundle's schedule. Else the data of the bundle's recipe.
+
+    \b
+    metascatter plot forward --bundle bundles/flowers --out forward.gif
+    metascatter plot forward test.npz --out forward.png
+    """
+    from . import evaluate_picture, forward
+    from .bundle import Bundle
+    from .sample_pictures import is_points
+
+    moving = out.suffix.lower() == ".gif"
+    if not moving:
+        evaluate_picture.check(out)
+    check_writable(out.absolute().parent)
+    opened = Bundle.open(bundle)
+    shape, recipe = opened.manifest["sample_shape"], opened.manifest["recipe"]
+    source = source or recipe.get("data")
+    if not source:
+        raise click.UsageError("Missing argument 'DATA': the recipe of this bundle has no data of its own.")
+    channels = 0 if opened.designs or is_points(shape) else shape[0]
+    count = n or (1000 if is_points(shape) else 16 if moving else 4)
+    forward.draw_forward(opened, forward.read(source, shape[1], channels, convention), out, count, seed)
     click.echo(out)

@@ -14,6 +14,7 @@ from .files import atomic_file
 from .labels import Labels
 
 MOST = 100  # samples of a mosaic
+DPI, LARGEST = 130, 24.0  # of a picture: dots and inches
 
 
 def is_points(shape: Sequence[int]) -> bool:
@@ -44,16 +45,20 @@ def shown(samples: np.ndarray, labels: Labels) -> np.ndarray:
     return values if is_points(samples.shape[1:]) else to_bytes(values)
 
 
-def draw(path: Path, title: str, parts: Sequence[tuple[str, np.ndarray]], columns: int | None = None) -> None:
+def draw(path: Path, title: str, parts: Sequence[tuple[str, np.ndarray]], columns: int | None = None, side: float | None = None) -> None:
     """Draw sets of samples side by side: points (N, 2, 1, 1) as scatter plots, images (N, C, H, W) uint8 as mosaics; atomically.
+
+    Args:
+        columns: images in a row of a mosaic; None makes it square.
+        side: width in inches of each set; None is by what there is to see.
 
     Raises:
         BackendError: matplotlib is not installed.
         DataError: a place that cannot be written.
     """
-    figure = _figure(title, parts, columns)
+    figure = _figure(title, parts, columns, side=side)
     with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=130)
+        figure.savefig(temporary, dpi=DPI)
 
 
 def animate(path: Path, title: str, moments: Sequence[tuple[str, np.ndarray]], columns: int | None = None) -> None:
@@ -79,13 +84,18 @@ def _edges(sets: Sequence[np.ndarray]) -> float:
     return 1.1 * max(float(np.quantile(np.abs(values), 0.999)) for values in sets)
 
 
-def _figure(title: str, parts: Sequence[tuple[str, np.ndarray]], columns: int | None, edge: float | None = None) -> Any:
+def _figure(
+    title: str, parts: Sequence[tuple[str, np.ndarray]], columns: int | None, edge: float | None = None, side: float | None = None
+) -> Any:
     with matplotlib_needed():
         from matplotlib.figure import Figure
 
     pages = [None if is_points(values.shape[1:]) else mosaic(values[:MOST], columns) for _, values in parts]
     shape = [1.0 if page is None else page.shape[0] / page.shape[1] for page in pages]
-    side = 4.0 if len(parts) == 1 else 2.6
+    if side is None:
+        # Never fewer dots than pixels.
+        widest = max((page.shape[1] for page in pages if page is not None), default=0) * 1.05 / DPI
+        side = max(4.0 if len(parts) == 1 else 2.6, min(widest, LARGEST / len(parts)))
     figure = Figure(figsize=(side * len(parts), side * max(shape) + 0.7), facecolor="white", layout="constrained")
     figure.suptitle(title, size=10, color=INK, x=0.02, ha="left", weight="bold")
     edge = edge or _edges([values for _, values in parts])

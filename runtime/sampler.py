@@ -18,6 +18,7 @@ from .design import Design
 from .errors import BackendError, BundleError, Cancelled, TargetError
 from .fabrication import Limits
 from .freedom import Freedom
+from .inpaint import RESAMPLE, Known
 from .loop import Guidance, denoise
 from .schedulers import Plan, plan
 from .target import Target, check_geometry, check_height, check_orders
@@ -252,6 +253,7 @@ class Sampler:
         stop: Stop | None = None,
         on_step: OnStep | None = None,
         start: tuple[np.ndarray, float] | None = None,
+        known: Known | None = None,
     ) -> Iterator[np.ndarray]:
         """n samples for one condition, batch by batch: any n in the memory of one batch.
 
@@ -267,12 +269,13 @@ class Sampler:
                 the finished samples of the batch at work, a pillar where it is above 0. What it raises reaches the caller.
             start: (sample, level) to begin from a finished sample, (*sample_shape), under noise, at the first step whose timestep is at
                 most ``level`` of the training timesteps, 0 to 1. None begins with noise alone.
+            known: values that every sample is held to while the rest is sampled (:class:`.inpaint.Known`); they come out exactly.
 
         Yields:
             (up to the batch size, *sample_shape) float32.
 
         Raises:
-            TargetError: n, seed, batch size or guidance out of range.
+            TargetError: n, seed, batch size or guidance out of range, known values of another shape.
             BundleError: unknown scheduler, steps it cannot take, or none at or below the level to start at.
             Cancelled: ``stop`` said so.
         """
@@ -288,18 +291,21 @@ class Sampler:
         clean, level = start or (None, 1.0)
         if clean is not None:
             table = table.since(level * self.scheduler_config.get("num_train_timesteps", 1000))
+        if known is not None and known.mask.shape != tuple(self.bundle.manifest["sample_shape"]):
+            raise TargetError(f"the known values have shape {known.mask.shape} and samples {tuple(self.bundle.manifest['sample_shape'])}")
         arrays, free = self.told(condition, guidance)
-        total = table.num_steps * -(-n // size)
+        each = table.num_steps if known is None else len(known.steps(table))
+        total = each * -(-n // size)
         for batch, first in enumerate(range(0, n, size)):
             candidates = range(first, min(first + size, n))
 
-            def step_done(k: int, estimate: np.ndarray, done: int = batch * table.num_steps) -> None:
+            def step_done(k: int, estimate: np.ndarray, done: int = batch * each) -> None:
                 if stop is not None and stop():
                     raise Cancelled("sampling was cancelled")
                 if on_step is not None and k >= 0:
                     on_step(done + k + 1, total, estimate)
 
-            yield self.denoise(table, arrays, free, guidance, seed, candidates, step_done, clean)
+            yield self.denoise(table, arrays, free, guidance, seed, candidates, step_done, clean, known)
 
     def denoise(
         self,
@@ -311,10 +317,11 @@ class Sampler:
         candidates: range,
         step_done: Callable[[int, np.ndarray], None],
         clean: np.ndarray | None = None,
+        known: Known | None = None,
     ) -> np.ndarray:
         """One batch of a stream, by :func:`loop.denoise`; a :class:`.batching.BatchingSampler` shares its calls among callers."""
         shape = tuple(self.bundle.manifest["sample_shape"])
-        return denoise(self.networks["denoiser"], table, shape, arrays, free, guidance, seed, candidates, step_done, clean)
+        return denoise(self.networks["denoiser"], table, shape, arrays, free, guidance, seed, candidates, step_done, clean, known)
 
     def patterns(self, samples: np.ndarray) -> np.ndarray:
         """Binary patterns (n, N, N) uint8 of samples (n, *sample_shape): a pillar where the sample is above 0."""
@@ -325,6 +332,14 @@ class Sampler:
         size = self.bundle.manifest["pattern_size"]
         row, column = self.bundle.manifest["window"]
         return samples[:, 0, row : row + size, column : column + size]
+
+    def held(self, fixed: np.ndarray, resample: int = RESAMPLE) -> Known:
+        """Pixels (N, N) of -1 (free), 0 (gap) and 1 (pillar) as what is known of a sample, for :meth:`stream`."""
+        shape = (1, *self.bundle.manifest["sample_shape"])
+        values, mask = np.zeros(shape, np.float32), np.zeros(shape, bool)
+        self.window(values)[0] = 2.0 * fixed - 1.0
+        self.window(mask)[0] = fixed >= 0
+        return Known.of(values[0], mask[0], resample)
 
     def propose(self, target: Target, n: int = 64, **settings: Any) -> np.ndarray:
         """n candidate patterns (n, N, N) uint8 for a target, in candidate order; settings as for :meth:`stream`."""
@@ -363,6 +378,7 @@ class Sampler:
         fixed: Any = None,
         height: Any = None,
         limits: Limits | None = None,
+        resample: int = RESAMPLE,
         on_best: Callable[[Design], None] | None = None,
     ) -> list[Design]:
         """Sample n candidates, drop those equal up to a cyclic shift, solve those that the surrogate ranks best, and return the best.
@@ -383,19 +399,20 @@ class Sampler:
             workers: threads of the solver.
             refine: search on from the best candidates.
             budget: RCWA solves in all where ``refine`` is set, ranking included, the check at a higher truncation not.
-            fixed: (N, N) of -1 (free), 0 (gap) and 1 (pillar): pixels that every design has to hold.
+            fixed: (N, N) of -1 (free), 0 (gap) and 1 (pillar): pixels that every design holds, already while it is sampled.
             height: ``"free"``, or (lowest, highest) in nm: the target's own height is not looked at, candidates are sampled at
                 ``freedom.HEIGHTS`` heights from lowest to highest, and ``refine`` searches between. None keeps the target's.
+            resample: with ``fixed``, how often each step of sampling is taken (:mod:`.inpaint`).
             limits: of what can be made (:class:`.fabrication.Limits`): ranking and refining fine what breaks them.
             on_best: called with every solved design that is better than all before.
 
         Raises:
             TargetError: the bundle cannot be asked for this target, or for such heights.
-            DataError: a mask of another size or with other values, a budget below 1.
+            DataError: a mask of another size or with other values, a budget or ``resample`` below 1.
             Cancelled: ``cancel`` was set.
         """
         end = None if deadline_s is None else time.monotonic() + deadline_s
-        freedom = Freedom.of(self.bundle, refine, budget, fixed, height, limits)
+        freedom = Freedom.of(self.bundle, refine, budget, fixed, height, limits, resample)
         settings = {
             "steps": steps,
             "scheduler": scheduler,

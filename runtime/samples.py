@@ -1,6 +1,6 @@
 """Data sets of images and points, and the readers of the formats they come in.
 
-    data = load("digits")                  # by name: digits, swiss-roll (scikit-learn's, no download)
+    data = load("digits")                  # by name: digits, swiss-roll, photographs (scikit-learn's), craters (drawn); no download
     data = load("flowers/")                # a folder of pictures
     data = load("train-images-idx3-ubyte") # MNIST's own format, its labels beside it
     data = load("cifar-10-batches-bin")    # CIFAR-10's binary version
@@ -19,12 +19,13 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from . import pixels, sample_sources
 from .data import open_npz
 from .errors import BackendError, DataError
 from .labels import Labels
@@ -107,16 +108,36 @@ def load(source: str | os.PathLike[str], size: int = 0, channels: int = 0) -> Sa
     """A data set by name, file or folder; see the module.
 
     Args:
-        size: of pictures, to which they are scaled and cut in the middle; 0 takes the size of the first.
-        channels: of pictures, 1 for grey and 3 for colours; 0 is as the first one is.
+        size: of pictures, to which they are scaled and cut in the middle; 0 takes the size of the first. Photographs are cut to it and
+            craters drawn in it; what is stored as an array keeps its own.
+        channels: makes images grey (1) or coloured (3); 0 leaves them, and those of a folder are as the first is.
 
     Raises:
         DataError: there is no such data set, or it is damaged.
         BackendError: the library that reads it is not installed.
     """
-    name = os.fspath(source)
+    found = _load(os.fspath(source), size, channels)
+    return dataclasses.replace(found, x=pixels.recoloured(found.x, channels))
+
+
+def as_shown(source: str | os.PathLike[str], recipe: Mapping[str, Any], least: int = 2000) -> SampleSet:
+    """A data set as a recipe (the fields of its JSON) shows it to its network; errors as :func:`load`.
+
+    Where the recipe cuts parts out of images or turns them upside down, so has whoever compares with them: each image is then shown as
+    often as makes ``least`` of them.
+    """
+    canvas, crop = int(recipe.get("canvas", 0)), float(recipe.get("crop", 0.0))
+    found = load(source, pixels.size_for(canvas, crop), pixels.COLOURS.get(recipe.get("colours", ""), 0))
+    if not (crop or recipe.get("flips")):
+        return found
+    many = found.take(np.tile(np.arange(len(found)), -(-least // len(found))))
+    x = pixels.varied(many.x, np.random.default_rng(0), canvas, crop, bool(recipe.get("mirrors")), bool(recipe.get("flips")))
+    return dataclasses.replace(many, x=x)
+
+
+def _load(name: str, size: int, channels: int) -> SampleSet:
     if name in NAMED:
-        return NAMED[name]()
+        return NAMED[name](size)
     path = Path(name)
     if path.is_dir():
         if any(path.glob("data_batch_*.bin")):
@@ -145,7 +166,7 @@ def sklearn(module: str, what: str) -> Any:
         raise BackendError(f"{what} needs scikit-learn, not importable here ({error}); pip install scikit-learn") from None
 
 
-def _digits() -> SampleSet:
+def _digits(size: int = 0) -> SampleSet:
     """1797 grey digits of 8 x 8 pixels (Alpaydin & Kaynak, UCI), from 17 levels to 8 bits."""
     found = sklearn("datasets", "the data set digits").load_digits()
     x = np.round(found.images * (255 / 16)).astype(np.uint8)[:, None]
@@ -158,7 +179,21 @@ def swiss_roll(count: int = _ROLL, seed: int = 0) -> SampleSet:
     return _unlabelled(points[:, [0, 2]].astype(np.float32)[:, :, None, None])
 
 
-NAMED: dict[str, Callable[[], SampleSet]] = {"digits": _digits, "swiss-roll": swiss_roll}
+def _photographs(size: int = 0) -> SampleSet:
+    """Overlapping tiles of the two photographs that scikit-learn brings (a temple and a flower), in colours."""
+    try:
+        images = sklearn("datasets", "the data set photographs").load_sample_images().images
+    except ImportError as error:  # of Pillow, inside scikit-learn
+        raise BackendError(f"the data set photographs needs Pillow ({error}); pip install 'metascatter[lab]'") from None
+    return _unlabelled(sample_sources.tiles(np.stack(images), size))
+
+
+NAMED: dict[str, Callable[[int], SampleSet]] = {
+    "digits": _digits,
+    "swiss-roll": lambda size: swiss_roll(),
+    "photographs": _photographs,
+    "craters": lambda size: _unlabelled(sample_sources.craters(size)),
+}
 
 
 def _unlabelled(x: np.ndarray) -> SampleSet:
@@ -246,18 +281,14 @@ def _folder(path: Path, size: int, channels: int) -> SampleSet:
 
 def _pictures(files: Sequence[tuple[Path, int]], names: tuple[str, ...], size: int, channels: int) -> SampleSet:
     """Pictures and the places of their classes among ``names``, all as large and as colourful as the first, where nothing is asked for."""
-    try:
-        from PIL import Image, ImageOps
-    except ImportError as error:
-        raise BackendError(f"pictures are read with Pillow, which cannot be imported ({error}); pip install 'metascatter[lab]'") from None
+    image = pixels.pillow().Image
     made = []
     for file, _ in files:
         try:
-            with Image.open(file) as picture:
-                channels = channels or (1 if picture.mode in ("1", "L", "I", "I;16", "F") else 3)
+            with image.open(file) as picture:
+                channels = channels or pixels.channels_of(picture)
                 size = size or min(picture.size)
-                fitted = ImageOps.fit(picture.convert("L" if channels == 1 else "RGB"), (size, size))
-                made.append(np.asarray(fitted, np.uint8).reshape(size, size, channels).transpose(2, 0, 1))
+                made.append(pixels.fitted(picture, size, channels))
         except Exception as error:  # Pillow's readers each raise their own for damaged bytes
             raise DataError(f"{file} cannot be read as a picture ({error}); take it out of the folder") from None
     return SampleSet(np.stack(made), np.array([k for _, k in files], np.int64), names)

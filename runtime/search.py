@@ -10,7 +10,7 @@ import numpy as np
 
 from .design import Design
 from .fabrication import fines
-from .freedom import Freedom, impose
+from .freedom import Freedom
 from .pairs import scored
 from .refine import refine
 from .score import misrouted_power
@@ -177,6 +177,8 @@ def _proposals(
 
     if end is not None:
         settings = {**settings, "batch_size": min(HURRIED, settings.get("batch_size") or HURRIED)}
+    if freedom.fixed is not None:
+        settings = {**settings, "known": sampler.held(freedom.fixed, freedom.resample)}
     index = 0
     for index, part in enumerate(parts):
         seen: set[bytes] = set()
@@ -190,8 +192,6 @@ def _proposals(
                 patterns = sampler.patterns(next(stream))
             except _TimeUp:
                 patterns, late = sampler.patterns(present[0]), True
-            if freedom.fixed is not None:
-                patterns = impose(patterns, freedom.fixed)
             fresh = []
             for i, key in enumerate(canonical(patterns)):
                 if key.tobytes() not in seen:

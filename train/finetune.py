@@ -124,10 +124,12 @@ def recipe_for(
     the quick settings of a recipe that is named, but for their data where ``data`` are named as well.
 
     Raises:
-        DataError: no such recipe, or a few-step model without a run to learn from.
+        DataError: no such recipe, quick settings of none, or a few-step model without a run to learn from.
     """
     before = resumed if resumed is not None and (resumed / "recipe.json").exists() else init
     if name is None and before is not None:
+        if hurry:
+            raise DataError(f"{before} has its own settings, and --quick is of a recipe; name the --recipe, or shorten the run by --epochs")
         return override(recipe_of(before), overrides, "the command line")
     recipe = load_recipe(name or "default")
     recipe = override(quick(recipe, data) if hurry else recipe, overrides, "the command line")

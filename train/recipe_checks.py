@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from runtime.channels import fault
 from runtime.errors import DataError
+from runtime.pixels import COLOURS
 
 if TYPE_CHECKING:
     from .recipes import Recipe
@@ -19,6 +20,7 @@ _CHOICES = {
     "lr_schedule": ("constant", "cosine"),
     "precision": ("fp32", "bf16", "fp16"),
     "layout": ("orders", "planes", "labels"),
+    "colours": ("", *COLOURS),
 }
 
 # What a field of each annotation may hold; a bool is no number.
@@ -35,7 +37,7 @@ _NOT_NEGATIVE = (
     *("warmup_steps", "gradient_clip", "min_snr_gamma", "target_noise", "guidance_scale"),
     *("training_samples", "seed", "canvas", "sampling_steps", "noise_sigma"),
 )
-_SHARES = ("masks", "condition_dropout", "ema_decay")
+_SHARES = ("masks", "condition_dropout", "ema_decay", "crop")
 _PROPER_SHARES = ("validation_fraction", "mix_share")
 
 
@@ -94,7 +96,7 @@ def _check_labels(recipe: Recipe, where: str) -> None:
     if recipe.layout != "labels":
         if recipe.objective == "restoration":
             raise DataError(f"{where}: the objective is 'restoration' and the layout '{recipe.layout}'; images have the layout 'labels'")
-        for key in ("data", "classes", "labelled", "quick"):
+        for key in ("data", "classes", "labelled", "quick", "flips", "crop", "colours"):
             if getattr(recipe, key):
                 raise DataError(f"{where}: '{key}' is {getattr(recipe, key)!r}, which is for the layout 'labels'; leave it out")
         if recipe.guidance_scale != 1 and recipe.objective != "consistency":
@@ -113,6 +115,8 @@ def _check_labels(recipe: Recipe, where: str) -> None:
     for key in ("masks", "height_power", "target_noise"):
         if getattr(recipe, key):
             raise DataError(f"{where}: '{key}' is {getattr(recipe, key)}, which is for metasurfaces; leave it at 0")
+    if recipe.crop and not recipe.canvas:
+        raise DataError(f"{where}: 'crop' is {recipe.crop} and 'canvas' 0; state the side in pixels that cut-outs are scaled to")
     guided = recipe.condition_dropout or recipe.guidance_scale != 1
     if guided and not recipe.labelled:
         raise DataError(f"{where}: 'condition_dropout' and 'guidance_scale' need a network that is told the class; set 'labelled' to true")

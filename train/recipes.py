@@ -35,7 +35,9 @@ class Recipe:
 
     The layout ``labels`` is of images and points (``runtime.samples``): ``data`` is the set to take where none is named, ``classes`` the
     only classes of it, none for all, and with ``labelled`` the network is told each sample's class. ``canvas`` is then the side to which
-    pictures in a folder are scaled, and ``mirrors`` swaps left and right. ``guidance_scale`` is the bundle's default.
+    pictures in a folder are scaled, ``colours`` makes them ``grey`` or ``rgb`` (empty: as they are), ``mirrors`` swaps left and right and
+    ``flips`` top and bottom, each in half of what is shown. With ``crop`` above 0 what is shown is a random square of the image, its side
+    at least that share of the image's, scaled to the canvas. ``guidance_scale`` is the bundle's default.
     ``quick`` are the values of other fields that ``--quick`` takes.
     """
 
@@ -59,6 +61,9 @@ class Recipe:
     ema_decay: float = 0.999
     precision: str = "fp32"
     mirrors: bool = False
+    flips: bool = False
+    crop: float = 0.0
+    colours: str = ""
     masks: float = 0.0
     condition_dropout: float = 0.0
     height_power: float = 0.0
@@ -203,6 +208,68 @@ RECIPES = {
         data="swiss-roll",
         quick={"epochs": 150},
         **_SAMPLES,
+    ),
+    # Small images in colours, of no class: tiles of two photographs, or any folder of pictures.
+    "flowers": Recipe(
+        name="flowers",
+        network="unet",
+        network_arguments={"channels": [128, 128, 256, 256], "attention": [False, True, True, True], "layers": 2},
+        scheduler={**_LINEAR, "prediction_type": "epsilon", "timestep_spacing": "trailing"},
+        sampling_scheduler="ddpm",
+        sampling_steps=1000,
+        batch_size=128,
+        lr=2e-4,
+        epochs=1000,
+        warmup_steps=1000,
+        gradient_clip=1.0,
+        ema_decay=0.9999,
+        mirrors=True,
+        colours="rgb",
+        data="photographs",
+        quick={
+            "canvas": 16,
+            "epochs": 5,
+            "batch_size": 16,
+            "lr": 1e-3,
+            "lr_schedule": "cosine",
+            "warmup_steps": 50,
+            "ema_decay": 0.995,
+            "sampling_steps": 100,
+            "network_arguments": {"channels": [24, 48], "attention": [False, True], "layers": 1, "groups": 8},
+        },
+        **{**_SAMPLES, "canvas": 32},
+    ),
+    # About a hundred grey pictures: what is shown of them is never the same twice.
+    "craters": Recipe(
+        name="craters",
+        network="unet",
+        network_arguments={"channels": [64, 128, 256, 256], "attention": [False, False, True, True], "layers": 2, "dropout": 0.1},
+        scheduler={**_LINEAR, "prediction_type": "epsilon", "timestep_spacing": "trailing"},
+        sampling_scheduler="ddpm",
+        sampling_steps=1000,
+        batch_size=32,
+        lr=2e-4,
+        epochs=20000,
+        warmup_steps=1000,
+        gradient_clip=1.0,
+        ema_decay=0.9999,
+        mirrors=True,
+        flips=True,
+        crop=0.7,
+        colours="grey",
+        data="craters",
+        quick={
+            "canvas": 32,
+            "epochs": 150,
+            "batch_size": 8,
+            "lr": 1e-3,
+            "lr_schedule": "cosine",
+            "warmup_steps": 50,
+            "ema_decay": 0.995,
+            "sampling_steps": 100,
+            "network_arguments": {"channels": [16, 32, 64], "attention": [False, False, True], "layers": 1, "groups": 8, "dropout": 0.0},
+        },
+        **{**_SAMPLES, "canvas": 64},
     ),
     # Images of a class, guided: scikit-learn's digits, or any pictures in a folder per class.
     "digits": Recipe(

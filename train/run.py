@@ -49,7 +49,8 @@ class Run:
         write_json(self.path / "condition.json", self.condition.to_dict())
         write_json(self.path / "data.json", self.facts)
         pick = np.concatenate([self.training[: CALIBRATION[0]], self.validation[: CALIBRATION[1]]])
-        write_npz(self.path / "calibration.npz", **self.data.take(pick).arrays(), test=np.isin(pick, self.validation))
+        kept = tasks.whole(self.recipe, self.data.take(pick))
+        write_npz(self.path / "calibration.npz", **kept.arrays(), test=np.isin(pick, self.validation))
         write_json(self.path / "machine.json", {**machine(), "processes": processes})
         # Last: a folder with a recipe is one that --resume can take up.
         write_json(self.path / "recipe.json", self.recipe.to_dict())
@@ -97,7 +98,7 @@ def open_run(
         "digest": _digest(data),
         "init": None if start is None else start.facts(),
         "mix": None,
-        **tasks.facts(data),
+        **tasks.facts(recipe, data),
     }
     run = Run(path, recipe, condition, data, training, validation, facts)
     if mix is not None and mix_source is not None:

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from runtime import pixels
 from runtime.condition import Condition
 from runtime.data import DataSet
 from runtime.labels import Labels
@@ -49,12 +50,14 @@ class SampleBatches:
         return self._assemble(self.data.take(slice(limit)), np.random.Generator(np.random.Philox(key=[0, VALIDATION])), False)
 
     def _assemble(self, part: SampleSet, rng: np.random.Generator, augment: bool) -> dict[str, np.ndarray]:
-        count, label = len(part), part.label
-        sample = self.condition.to_network(part.x)
-        if augment and self.recipe.mirrors:
-            sample = np.where(rng.integers(0, 2, count).astype(bool)[:, None, None, None], sample[..., ::-1], sample)
-        if augment and self.recipe.condition_dropout:
-            label = np.where(rng.random(count) < self.recipe.condition_dropout, -1, label)
+        count, label, recipe = len(part), part.label, self.recipe
+        if augment:
+            x = pixels.varied(part.x, rng, recipe.canvas, recipe.crop, recipe.mirrors, recipe.flips)
+        else:
+            x = pixels.scaled(part.x, recipe.canvas) if recipe.crop else part.x
+        sample = self.condition.to_network(x)
+        if augment and recipe.condition_dropout:
+            label = np.where(rng.random(count) < recipe.condition_dropout, -1, label)
         noise = rng.standard_normal(sample.shape, dtype=np.float32)
         batch = {"sample": np.ascontiguousarray(sample), "noise": noise}
         if self.recipe.scheduled:

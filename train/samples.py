@@ -17,12 +17,14 @@ from runtime.plots import Row, chosen, lit, sample_grid
 from runtime.samples import SampleSet
 from runtime.schedulers import Plan, plan
 
+from . import tasks
 from .recipes import Recipe
 from .run import Run
 
 TARGETS, SAMPLES, STEPS = 8, 3, 20
 EARLY = {"restoration": (1, 5)}  # epochs that have a picture as well, by objective
 IMAGES, POINTS, _BLURRED = 60, 1000, 256
+LARGE = 32  # pixels; of larger images a third is drawn, for sampling them takes longer
 _SEED = 2023
 
 
@@ -47,11 +49,15 @@ def _draw_samples(path: Path, title: str, run: Run, network: nn.Module, device: 
     labels, data = run.condition, run.data
     assert isinstance(labels, Labels)
     assert isinstance(data, SampleSet)
-    count = POINTS if sample_pictures.is_points(data.shape) else IMAGES
+    shape = tuple(run.recipe.network_arguments["shape"])
+    count = POINTS if sample_pictures.is_points(shape) else IMAGES if shape[-1] <= LARGE else IMAGES // 3
+    # Spread through the data, whose neighbours may be alike.
+    rows = np.unique(np.linspace(0, len(run.training) - 1, count).round().astype(int))
+    true = tasks.whole(run.recipe, data.take(run.training[rows]))
+    assert isinstance(true, SampleSet)
     wanted = np.arange(count) % len(labels.classes) if labels.classes else np.full(count, -1)
-    made = sample(network, quick_plan(run.recipe), data.shape, labels.arrays(wanted), device, count)
-    true = data.x[run.training[:count]]
-    parts = [("training data", true), ("samples", sample_pictures.shown(made, labels))]
+    made = sample(network, quick_plan(run.recipe), shape, labels.arrays(wanted), device, count)
+    parts = [("training data", true.x), ("samples", sample_pictures.shown(made, labels))]
     sample_pictures.draw(path, title, parts, len(labels.classes) or None)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from runtime import data as cells
-from runtime import labels, samples
+from runtime import labels, pixels, samples
 from runtime.condition import Condition
 from runtime.data import DataSet
 from runtime.errors import DataError
@@ -28,7 +28,7 @@ def load(source: str | Path, recipe: Recipe, convention: str = "lab") -> Data:
     """The data set ``source`` as the recipe's network needs it; ``convention`` is of the lab's files. Raises DataError."""
     if recipe.layout != labels.LAYOUT:
         return cells.load(source, convention, extra=recipe.channels)
-    found = samples.load(source, recipe.canvas)
+    found = samples.load(source, pixels.size_for(recipe.canvas, recipe.crop), pixels.COLOURS.get(recipe.colours, 0))
     if recipe.labelled and not found.classes:
         raise DataError(f"the recipe {recipe.name} is told each sample's class and {source} has none; name data with classes")
     if recipe.objective == "restoration" and (found.x.dtype != np.uint8 or found.shape[1:] == (1, 1)):
@@ -44,7 +44,8 @@ def fitted(recipe: Recipe, data: Data) -> Recipe:
         DataError: the recipe states another size, or its canvas is too small.
     """
     if isinstance(data, SampleSet):
-        return _stated(recipe, {"shape": list(data.shape), "classes": len(data.classes) if recipe.labelled else 0})
+        shape = [data.shape[0], recipe.canvas, recipe.canvas] if recipe.crop else list(data.shape)
+        return _stated(recipe, {"shape": shape, "classes": len(data.classes) if recipe.labelled else 0})
     n, side = data.xx.shape[-1], data.Rm.shape[-1]
     if recipe.layout == "planes":
         if max(n, side) > recipe.canvas:
@@ -54,6 +55,13 @@ def fitted(recipe: Recipe, data: Data) -> Recipe:
         return recipe
     maps = {"maps": 2 + len(recipe.channels)} if recipe.channels or "maps" in recipe.network_arguments else {}
     return _stated(recipe, {"size": n, "orders": side // 2, **maps})
+
+
+def whole(recipe: Recipe, data: Data) -> Data:
+    """The data as the network sees them where nothing is cut out of them: images of a recipe that crops, scaled to its canvas."""
+    if not recipe.crop or not isinstance(data, SampleSet):
+        return data
+    return dataclasses.replace(data, x=pixels.scaled(data.x, recipe.canvas))
 
 
 def _stated(recipe: Recipe, arguments: Mapping[str, Any]) -> Recipe:
@@ -94,10 +102,10 @@ def contents(data: Data) -> list[np.ndarray]:
     return [data.xx, data.h, data.Rm, data.Tm, *(data.extra[key] for key in sorted(data.extra))]
 
 
-def facts(data: Data) -> dict[str, Any]:
+def facts(recipe: Recipe, data: Data) -> dict[str, Any]:
     """What a run's data.json says of the samples."""
     if isinstance(data, SampleSet):
-        return {"sample_shape": list(data.shape)}
+        return {"sample_shape": list(recipe.network_arguments["shape"])}
     channels = {"channels": data.channel_geometries()} if data.extra else {}
     return {"pattern_size": int(data.xx.shape[-1]), "geometry": data.geometry.to_dict(), **channels}
 

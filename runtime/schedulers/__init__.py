@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import BundleError
-from . import karras, multistep, samplers
+from . import karras, multistep, noise, samplers
 from .config import (
     DDIMOptions,
     DDPMOptions,
@@ -41,7 +41,7 @@ from .config import (
 )
 from .steps import Plan
 
-__all__ = ["SCHEDULERS", "Plan", "Scheduler", "load_config", "plan"]
+__all__ = ["SCHEDULERS", "Plan", "Scheduler", "load_config", "plan", "schedule"]
 
 # No useful schedule comes near: 1 / sqrt(alphas_cumprod) is 2e4 at the end of squaredcos_cap_v2.
 _LARGEST_COEFFICIENT = 1e12
@@ -67,6 +67,17 @@ SCHEDULERS: dict[str, Scheduler] = {
     "heun": Scheduler("HeunDiscreteScheduler", HeunOptions, karras.heun, 20),
     "lcm": Scheduler("LCMScheduler", LCMOptions, samplers.lcm, 4),
 }
+
+
+def schedule(config: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """The noise schedule of a ``scheduler_config.json``: betas and alphas_cumprod, (num_train_timesteps,) float64 each.
+
+    Raises ``BundleError``, naming the option, for whatever is missing, malformed or not supported.
+    """
+    entry = next((entry for entry in SCHEDULERS.values() if entry.class_name == config.get("_class_name")), SCHEDULERS["ddpm"])
+    options = read_options(entry.options, config, foreign=config.get("_class_name") != entry.class_name)
+    signal = noise.alphas_cumprod(options, getattr(options, "rescale_betas_zero_snr", False))
+    return 1.0 - signal / np.append(1.0, signal[:-1]), signal
 
 
 def plan(config: Mapping[str, Any], num_steps: int | None = None, scheduler: str | None = None, eta: float = 0.0) -> Plan:

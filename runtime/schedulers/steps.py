@@ -89,6 +89,13 @@ class Plan:
         table["earlier"][:2] = 0.0
         return dataclasses.replace(self, timesteps=self.timesteps[first:], sigmas=self.sigmas[first:], table=table, init_noise_sigma=1.0)
 
+    def first_order(self) -> Plan:
+        """The same steps, each as if it were the first of a run: with nothing remembered, as in :meth:`since`."""
+        table = self.table.copy()
+        table["estimate"] += table["previous"] + table["earlier"]
+        table["previous"] = table["earlier"] = 0.0
+        return dataclasses.replace(self, table=table)
+
     def noised(self, sample: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """Clean data ``sample`` with as much of ``noise`` as there is at the first timestep, float32 of their common shape.
 

@@ -14,7 +14,7 @@ import pytest
 from runtime.design import Design, read, save
 from runtime.errors import Cancelled, DataError, TargetError
 from runtime.fabrication import Limits, fines, violations
-from runtime.freedom import Freedom, impose, read_fixed
+from runtime.freedom import Freedom, read_fixed
 from runtime.geometry import Geometry
 from runtime.physics.rcwa import Solver
 from runtime.physics.uncertainty import with_uncertainty
@@ -195,14 +195,6 @@ def test_what_was_not_solved_is_refused(target: Target, start: Design) -> None:
 # --- What may change ------------------------------------------------------------------------------------------------
 
 
-def test_impose_shifts_before_it_overwrites() -> None:
-    fixed = np.full((4, 4), -1)
-    fixed[0] = TRUTH[1]
-    moved = impose(np.stack([TRUTH, 1 - TRUTH]), fixed)
-    assert (moved[:, 0] == TRUTH[1]).all()
-    assert (canonical(moved[:1]) == canonical(TRUTH[None])).all(), "a shift that meets all costs no pixel"
-
-
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
@@ -230,8 +222,8 @@ def test_masks_in_files(tmp_path: Path) -> None:
 
 def test_limits_are_checked_against_the_bundle(sampler: Any) -> None:
     low, high = sampler.bundle.condition.height_range_nm
-    assert Freedom.of(sampler.bundle, True, 7, None, "free") == (7, None, (low, high), None)
-    assert Freedom.of(sampler.bundle, False, 7, None, None) == (None, None, None, None)
+    assert Freedom.of(sampler.bundle, True, 7, None, "free")[:4] == (7, None, (low, high), None)
+    assert Freedom.of(sampler.bundle, False, 7, None, None)[:4] == (None, None, None, None)
     for height, words in (((0.0, high), "outside the"), ((high, low), "the lowest has to come first"), ("tall", "may be 'free'")):
         with pytest.raises(TargetError, match=words):
             Freedom.of(sampler.bundle, True, 7, None, height)
@@ -255,7 +247,7 @@ def test_a_sampler_refines_within_its_budget(sampler: Any, data: Any, nth_target
         sampler.design(
             wish,
             refine=refine,
-            budget=10,
+            budget=12,  # half of it solves all six candidates
             on_solve=lambda done, _: solves.append(done),
             on_best=lambda design: bests.append(design.score),
             **settings,
@@ -266,7 +258,7 @@ def test_a_sampler_refines_within_its_budget(sampler: Any, data: Any, nth_target
     assert improving == sorted(set(improving), reverse=True)
     assert improving[-1] == refined[0].score
     assert refined[0].score <= plain[0].score
-    assert max(solves) <= 10
+    assert max(solves) <= 12
     assert all(design.pattern[1, 1:3].tolist() == [1, 0] and 200 <= design.height_nm <= 300 for design in plain + refined)
     assert any(design.refined for design in refined)
     assert all(design.uncertainty is None for design in plain)
@@ -274,7 +266,7 @@ def test_a_sampler_refines_within_its_budget(sampler: Any, data: Any, nth_target
     for design in refined:
         R, T = finer.solve(design.pattern, design.height_nm)
         assert design.uncertainty == pytest.approx((np.abs(R - design.R).sum() + np.abs(T - design.T).sum()) / 2, abs=1e-9)
-    again = sampler.design(wish, refine=True, budget=10, **settings)
+    again = sampler.design(wish, refine=True, budget=12, **settings)
     assert [design.score for design in again] == [design.score for design in refined]
 
 
