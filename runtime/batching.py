@@ -214,7 +214,7 @@ class BatchingSampler(Sampler):
             [candidate for part in batch for candidate in part.candidates],
             step_done,
             first.clean,
-            first.known,
+            known=first.known,
         )
         for part, mine in zip(batch, rows, strict=True):
             if not part.done.is_set():

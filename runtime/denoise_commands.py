@@ -146,13 +146,14 @@ def draw(
 
 def _data(opened: Any, data_path: Path | None) -> Any:
     """The clean images named, or those of the bundle's recipe."""
+    from .pixels import COLOURS
     from .samples import load
 
     recipe = opened.manifest["recipe"]
     source = data_path or recipe.get("data")
     if not source:
         raise click.UsageError("Missing option '--data': the recipe of this bundle has no data of its own.")
-    return load(source, int(recipe.get("canvas", 0)), opened.manifest["sample_shape"][0])
+    return load(source, int(recipe.get("canvas", 0)), COLOURS.get(recipe.get("colours", ""), 0))
 
 
 def leave_out(names: Iterable[str], words: str) -> None:

@@ -321,7 +321,7 @@ class Sampler:
     ) -> np.ndarray:
         """One batch of a stream, by :func:`loop.denoise`; a :class:`.batching.BatchingSampler` shares its calls among callers."""
         shape = tuple(self.bundle.manifest["sample_shape"])
-        return denoise(self.networks["denoiser"], table, shape, arrays, free, guidance, seed, candidates, step_done, clean, known)
+        return denoise(self.networks["denoiser"], table, shape, arrays, free, guidance, seed, candidates, step_done, clean, known=known)
 
     def patterns(self, samples: np.ndarray) -> np.ndarray:
         """Binary patterns (n, N, N) uint8 of samples (n, *sample_shape): a pillar where the sample is above 0."""

@@ -105,7 +105,7 @@ def contents(data: Data) -> list[np.ndarray]:
 def facts(recipe: Recipe, data: Data) -> dict[str, Any]:
     """What a run's data.json says of the samples."""
     if isinstance(data, SampleSet):
-        return {"sample_shape": list(recipe.network_arguments["shape"])}
+        return {"sample_shape": list(recipe.network_arguments.get("shape", data.shape))}
     channels = {"channels": data.channel_geometries()} if data.extra else {}
     return {"pattern_size": int(data.xx.shape[-1]), "geometry": data.geometry.to_dict(), **channels}
 

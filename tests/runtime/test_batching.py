@@ -184,7 +184,7 @@ def test_closed_it_refuses_and_leaves_no_thread(small_bundle: Path, condition: d
 def test_an_engine_that_fails_fails_for_all_in_the_batch(
     shared: BatchingSampler, condition: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*args: Any) -> Any:
+    def broken(*args: Any, **more: Any) -> Any:
         raise BackendError("the engine broke")
 
     monkeypatch.setattr("runtime.batching.denoise", broken)

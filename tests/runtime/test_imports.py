@@ -50,6 +50,7 @@ COMMANDS = {
         "plot_commands",
         "serve_commands",
         "denoise_commands",
+        "fill_commands",
         "console",
         "options",
     )
