@@ -20,10 +20,10 @@ def main() -> None:
     """The command line of ``metascatter``."""
     works = batching.denoise
 
-    def denoise(network: Any, plan: Any, shape: Any, arrays: Any, free: Any, guidance: Any, seeds: Any, *rest: Any) -> Any:
+    def denoise(network: Any, plan: Any, shape: Any, arrays: Any, free: Any, guidance: Any, seeds: Any, *rest: Any, **more: Any) -> Any:
         if FAULT in seeds:
             raise BackendError("the engine raises, as the soak wants it to")
-        return works(network, plan, shape, arrays, free, guidance, seeds, *rest)
+        return works(network, plan, shape, arrays, free, guidance, seeds, *rest, **more)
 
     batching.denoise = denoise  # type: ignore[assignment]
     jobs._KEPT = KEPT

@@ -205,10 +205,10 @@ def test_what_the_engine_cannot_take_fails_alone(
     """The others of its batch are sampled again, each by itself, and get what they would get alone."""
     sizes: list[int] = []
 
-    def picky(network: Any, plan: Any, shape: Any, arrays: Any, free: Any, guidance: Any, seeds: Any, *rest: Any) -> Any:
+    def picky(network: Any, plan: Any, shape: Any, arrays: Any, free: Any, guidance: Any, seeds: Any, *rest: Any, **more: Any) -> Any:
         if 1 in seeds:
             raise BackendError("not that seed")
-        return denoise(network, plan, shape, arrays, free, guidance, seeds, *rest)
+        return denoise(network, plan, shape, arrays, free, guidance, seeds, *rest, **more)
 
     monkeypatch.setattr("runtime.batching.denoise", picky)
     shared.on_batch = sizes.append
