@@ -19,12 +19,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import backends, loop, sample_pictures
+from . import loop, sample_pictures
 from .bundle import Bundle
+from .engine import Engine
 from .errors import BackendError, BundleError, DataError, TargetError
 from .files import write_json, write_npz
 from .sample_pictures import is_points, to_bytes
-from .sampler import OnStep, Sampler, models
+from .sampler import OnStep, Sampler
 from .samples import load
 from .schedulers import Plan
 from .version import __version__
@@ -32,42 +33,16 @@ from .version import __version__
 _LOUDEST = 10.0  # mean absolute value of noisy images: numbers beyond are no images in which white is 1
 
 
-class Denoiser:
-    """A bundle that denoises images in one step, in an engine. A context manager; any number of threads may use it at once.
+class Denoiser(Engine):
+    """A bundle that denoises images in one step, in an engine: a context manager which any number of threads may use at once.
 
-    Args:
-        bundle: opened.
-        backend, device, precision, threads: as for ``metascatter.load``; ``choice`` says which answer.
-
-    Raises:
-        BundleError: the bundle is of another kind, altered, or has not that precision.
-        BackendError: the engine or device is not there.
+    Made as an :class:`.engine.Engine` is. Raises BundleError also where the bundle is of another kind.
     """
 
-    def __init__(
-        self, bundle: Bundle, backend: str = "auto", device: str = "auto", precision: str = "auto", threads: int | None = None
-    ) -> None:
+    def __init__(self, bundle: Bundle, *engine: Any, **settings: Any) -> None:
         if not bundle.restores:
             raise BundleError(f"{bundle.path} does not denoise in one step; train the recipe denoiser, export it and name that bundle")
-        self.bundle = bundle
-        wanted = models(bundle)
-        held = wanted["denoiser"].precisions
-        if precision != "auto" and backends.file_precision(precision, held) is None:
-            raise BundleError(f"the bundle {bundle.path} has no denoiser in {precision}; it has {', '.join(held)}")
-        self._most = int(bundle.manifest.get("max_batch", backends.BUCKETS[-1]))
-        load = backends.Load(threads, 1, self._most)
-        networks, self.choice, self.reason = backends.open_networks(wanted, backend, device, precision, load)
-        self._network = networks["denoiser"]
-
-    def __enter__(self) -> Denoiser:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Release the engine."""
-        self._network.close()
+        super().__init__(bundle, *engine, **settings)
 
     @property
     def noise_sigma(self) -> float:
@@ -88,15 +63,15 @@ class Denoiser:
         shape, labels = tuple(self.bundle.manifest["sample_shape"]), self.bundle.labels
         if images.ndim != 4 or images.shape[1:] != shape:
             raise DataError(f"the images have shape {images.shape}; expected (N, {', '.join(map(str, shape))})")
-        size = batch_size or max(1, min(self._network.batch_size, self._most))
+        network, size = self.networks["denoiser"], self.batch_size(batch_size)
         seen, made = labels.to_network(images * np.float32(255)), np.empty(images.shape, np.float32)
         for k, first in enumerate(range(0, len(seen), size)):
             part = slice(first, first + size)
-            made[part] = labels.to_data(self._network({"sample": seen[part]})["output"]) / np.float32(255)
+            made[part] = labels.to_data(network({"sample": seen[part]})["output"]) / np.float32(255)
             if on_step is not None:
                 on_step(k + 1, -(-len(seen) // size), made[part])
         if not np.isfinite(made).all():
-            raise BackendError(f"the network returned numbers that are not finite on {self._network.device}; run 'metascatter doctor'")
+            raise BackendError(f"the network returned numbers that are not finite on {network.device}; run 'metascatter doctor'")
         return made
 
 

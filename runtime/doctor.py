@@ -9,8 +9,8 @@ from typing import Any
 
 from . import backends, selftest
 from .bundle import Bundle
+from .engine import models
 from .errors import MetascatterError
-from .sampler import models
 from .version import __version__
 
 # What the runtime can use, and the extra that brings it (None: always there; "" for a package of its own).

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from . import denoise_commands, options
-from .console import Group, check_writable
+from .console import check_writable
 from .pixels import COLOURS
 
 _out = click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help=".png, .svg or .pdf.")
@@ -16,7 +16,7 @@ _out = click.option("--out", required=True, type=click.Path(path_type=Path), met
 MOST = 20  # candidates of a target in a picture
 
 
-@click.group(cls=Group)
+@click.group()
 def plot() -> None:
     """Draw figures: what is in a data set, how noise is put on it, how a sample comes out of noise, how losses and scores went."""
 

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from . import backends, pairs, search, selftest
+from . import pairs, search, selftest
 from .bundle import Bundle
 from .design import Design
-from .errors import BackendError, BundleError, Cancelled, TargetError
+from .engine import Engine
+from .errors import BundleError, Cancelled, TargetError
 from .fabrication import Limits
 from .freedom import Freedom
 from .inpaint import RESAMPLE, Known
 from .loop import Guidance, denoise
 from .schedulers import Plan, plan
 from .target import Target, check_geometry, check_height, check_orders
-
-# A network keeps about this many times its inputs and outputs alive (measured on the spectral network and the seed's UNet);
-# half of the free memory is left to everybody else.
-_ALIVE = 64
 
 Stop = Callable[[], bool]
 OnStep = Callable[[int, int, np.ndarray], None]
@@ -65,15 +60,6 @@ def load(
     return sampler
 
 
-def models(bundle: Bundle) -> dict[str, backends.Model]:
-    """The networks of a bundle as engines take them: their bytes are read, and checked, when one is opened."""
-
-    def model(name: str, files: Mapping[str, str]) -> backends.Model:
-        return backends.Model(f"{name}.onnx", tuple(files), lambda precision: bundle.network(name, precision))
-
-    return {name: model(name, entry["files"]) for name, entry in bundle.manifest["networks"].items()}
-
-
 def check_target(bundle: Bundle, target: Target) -> Target:
     """:meth:`Sampler.check` of a bundle that is in no engine."""
     check_geometry(target, bundle.geometry, "bundle's", "use a bundle trained for it")
@@ -83,73 +69,17 @@ def check_target(bundle: Bundle, target: Target) -> Target:
     return target.resized(bundle.condition.orders)
 
 
-class Sampler:
-    """A bundle in an engine. A context manager; any number of threads may use it at once.
+class Sampler(Engine):
+    """A bundle that samples, in an engine: a context manager which any number of threads may use at once. Made as an :class:`Engine` is."""
 
-    Every call has a context of the engine to itself (buffers, and on a GPU a stream and a captured graph), taken from a pool that grows
-    to as many as are in use at a time; nothing waits for a lock. ``choice`` says which backend, device and precision answer, and
-    ``reason`` why.
-    """
-
-    def __init__(
-        self,
-        bundle: Bundle,
-        backend: str = "auto",
-        device: str = "auto",
-        precision: str = "auto",
-        threads: int | None = None,
-        concurrency: int = 1,
-    ) -> None:
+    def __init__(self, bundle: Bundle, *engine: Any, **settings: Any) -> None:
         if bundle.restores:
             raise BundleError(
                 f"{bundle.path} denoises images in one step and samples nothing, so it takes no target, label or schedule; give it images "
                 "with 'infer --input', or metascatter.Denoiser"
             )
-        self.bundle = bundle
         self.scheduler_config = bundle.json("scheduler_config.json")
-        wanted = models(bundle)
-        if precision not in backends.PRECISIONS:
-            raise BundleError(f"there is no precision '{precision}'; choose {', '.join(backends.PRECISIONS)}")
-        for name, model in wanted.items():
-            if precision != "auto" and backends.file_precision(precision, model.precisions) is None:
-                raise BundleError(f"the bundle {bundle.path} has no {name} in {precision}; it has {', '.join(model.precisions)}")
-        self._ranking = wanted.pop("surrogate", None)
-        self._load = backends.Load(threads, concurrency, int(bundle.manifest.get("max_batch", backends.BUCKETS[-1])))
-        self._opening, self._closed = threading.Lock(), False
-        self.networks, self.choice, self.reason = backends.open_networks(wanted, backend, device, precision, self._load)
-        self.backend, self.device, self.precision = self.choice
-
-    def __enter__(self) -> Sampler:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Release the engine; the sampler cannot be used afterwards. Runs in other threads end with a BackendError or finish."""
-        with self._opening:
-            self._closed = True
-        for network in self.networks.values():
-            network.close()
-
-    @property
-    def surrogate(self) -> backends.Network | None:
-        """The network that predicts what a pattern scatters, in the engine of the others; None where the bundle has none.
-
-        It is opened when it is first asked for: who does not rank does not wait for it.
-        """
-        if self._ranking is None:
-            return None
-        with self._opening:
-            if self._closed:
-                raise BackendError("the sampler is closed; load the bundle again")
-            if "surrogate" not in self.networks:
-                self.networks |= backends.open_networks({"surrogate": self._ranking}, *self.choice, self._load).networks
-        return self.networks["surrogate"]
-
-    def every_network(self) -> dict[str, backends.Network]:
-        """All networks of the bundle, opened."""
-        return dict(self.networks) if self.surrogate is None else {**self.networks, "surrogate": self.surrogate}
+        super().__init__(bundle, *engine, **settings)
 
     def shortlist(self, patterns: np.ndarray, target: Target) -> np.ndarray:
         """Indices of the candidates (n, N, N) worth solving for a target; see :func:`search.shortlist`."""
@@ -162,19 +92,6 @@ class Sampler:
         sample = np.zeros((batch, *self.bundle.manifest["sample_shape"]), np.float32)
         with self.networks["denoiser"].bind(arrays, batch) as call:
             call({"sample": sample, "timestep": np.zeros(batch, np.int64)})
-
-    def batch_size(self, asked: int | None = None) -> int:
-        """Candidates of one network call: what is asked for, else what the engine is best fed with and the memory free now allows.
-
-        Raises:
-            TargetError: less than one.
-        """
-        if asked is not None:
-            if asked < 1:
-                raise TargetError(f"the batch size is {asked}; it must be at least 1")
-            return asked
-        denoiser = self.networks["denoiser"]
-        return max(1, min(denoiser.batch_size, self._load.max_batch, _free_memory() // (2 * _ALIVE * denoiser.row_bytes)))
 
     def plan(self, steps: int | None = None, scheduler: str | None = None, eta: float | None = None) -> Plan:
         """The sampling table for these settings; what is None comes from the bundle.
@@ -425,10 +342,3 @@ class Sampler:
         target = freedom.targets(target)[0]
         known = self.check(target)
         return search.best_designs(self, known, n, top, seed, settings, end, stop, verify, workers, on_step, on_solve, freedom, on_best)
-
-
-def _free_memory() -> int:
-    """Bytes that can be had without swapping, as far as the system says."""
-    with contextlib.suppress(OSError, ValueError, StopIteration, IndexError), open("/proc/meminfo", encoding="ascii") as lines:
-        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
-    return 1 << 62

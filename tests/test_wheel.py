@@ -76,7 +76,7 @@ def test_the_wheel_holds_the_runtime_under_one_name_and_the_default_bundle(wheel
     assert "metascatter/py.typed" in names
     assert any(name.endswith("LICENSE") for name in names)
     base = [line.split(":", 1)[1].strip() for line in metadata.splitlines() if line.startswith("Requires-Dist:") and "extra ==" not in line]
-    assert {line.split(">")[0] for line in base} == {"numpy", "scipy", "click", "tqdm"}
+    assert {line.split(">")[0] for line in base} == {"numpy", "scipy", "click", "tqdm", "python-json-logger"}
 
 
 def test_the_environment_has_no_more_than_it_needs(lab: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from runtime.errors import DataError
 
 from .class_recipes import CLASS_RECIPES
 from .recipe_checks import check
+from .sample_recipes import SAMPLE_RECIPES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,10 +117,6 @@ _LEARNING: dict[str, Any] = {
     "validation_fraction": 0.03,
 }
 
-# Images and points: no symmetry but left and right, no masks.
-_SAMPLES: dict[str, Any] = {"layout": "labels", "canvas": 0, "validation_fraction": 0.1}
-_LINEAR = {**_SCHEDULER, "beta_schedule": "linear"}
-
 RECIPES = {
     # The seed paper's network, objective and hyper-parameters; integers in the condition, test-set statistics, unmapped patterns,
     # the untrained last timestep and the leaking evaluation are mended.
@@ -183,134 +180,7 @@ RECIPES = {
         loss="l1",
         **_LEARNING,
     ),
-    # 2-D points along a spiral. With 40 steps the betas must be larger than those of a thousand: noise is all that is left at the end.
-    "swiss-roll": Recipe(
-        name="swiss-roll",
-        network="feedforward",
-        network_arguments={"hidden": 128, "layers": 4, "embedding": 64},
-        scheduler={
-            **_LINEAR,
-            "num_train_timesteps": 40,
-            "beta_start": 0.001,
-            "beta_end": 0.3,
-            "prediction_type": "epsilon",
-            "timestep_spacing": "leading",
-            "clip_sample": False,
-            "variance_type": "fixed_large",
-        },
-        sampling_scheduler="ddpm",
-        sampling_steps=40,
-        batch_size=256,
-        lr=1e-3,
-        epochs=500,
-        lr_schedule="cosine",
-        ema_decay=0.999,
-        data="swiss-roll",
-        quick={"epochs": 150},
-        **_SAMPLES,
-    ),
-    # Small images in colours, of no class: tiles of two photographs, or any folder of pictures.
-    "flowers": Recipe(
-        name="flowers",
-        network="unet",
-        network_arguments={"channels": [128, 128, 256, 256], "attention": [False, True, True, True], "layers": 2},
-        scheduler={**_LINEAR, "prediction_type": "epsilon", "timestep_spacing": "trailing"},
-        sampling_scheduler="ddpm",
-        sampling_steps=1000,
-        batch_size=128,
-        lr=2e-4,
-        epochs=1000,
-        warmup_steps=1000,
-        gradient_clip=1.0,
-        ema_decay=0.9999,
-        mirrors=True,
-        colours="rgb",
-        data="photographs",
-        quick={
-            "canvas": 16,
-            "epochs": 5,
-            "batch_size": 16,
-            "lr": 1e-3,
-            "lr_schedule": "cosine",
-            "warmup_steps": 50,
-            "ema_decay": 0.995,
-            "sampling_steps": 100,
-            "network_arguments": {"channels": [24, 48], "attention": [False, True], "layers": 1, "groups": 8},
-        },
-        **{**_SAMPLES, "canvas": 32},
-    ),
-    # About a hundred grey pictures: what is shown of them is never the same twice.
-    "craters": Recipe(
-        name="craters",
-        network="unet",
-        network_arguments={"channels": [64, 128, 256, 256], "attention": [False, False, True, True], "layers": 2, "dropout": 0.1},
-        scheduler={**_LINEAR, "prediction_type": "epsilon", "timestep_spacing": "trailing"},
-        sampling_scheduler="ddpm",
-        sampling_steps=1000,
-        batch_size=32,
-        lr=2e-4,
-        epochs=20000,
-        warmup_steps=1000,
-        gradient_clip=1.0,
-        ema_decay=0.9999,
-        mirrors=True,
-        flips=True,
-        crop=0.7,
-        colours="grey",
-        data="craters",
-        quick={
-            "canvas": 32,
-            "epochs": 150,
-            "batch_size": 8,
-            "lr": 1e-3,
-            "lr_schedule": "cosine",
-            "warmup_steps": 50,
-            "ema_decay": 0.995,
-            "sampling_steps": 100,
-            "network_arguments": {"channels": [16, 32, 64], "attention": [False, False, True], "layers": 1, "groups": 8, "dropout": 0.0},
-        },
-        **{**_SAMPLES, "canvas": 64},
-    ),
-    # Images of a class, guided: scikit-learn's digits, or any pictures in a folder per class.
-    "digits": Recipe(
-        name="digits",
-        network="unet",
-        network_arguments={"channels": [64, 128], "attention": [False, True], "layers": 2},
-        scheduler={**_LINEAR, "num_train_timesteps": 500, "prediction_type": "epsilon", "timestep_spacing": "trailing"},
-        sampling_scheduler="dpmsolver++",
-        sampling_steps=20,
-        batch_size=64,
-        lr=1e-3,
-        epochs=500,
-        lr_schedule="cosine",
-        gradient_clip=1.0,
-        ema_decay=0.999,
-        condition_dropout=0.1,
-        guidance_scale=3.0,
-        data="digits",
-        labelled=True,
-        quick={"epochs": 60, "network_arguments": {"channels": [32, 64], "layers": 1}},
-        **_SAMPLES,
-    ),
-    # An image from a noisy one in one step: the first half of the exercise that diffusion models are taught with, on MNIST there.
-    # Five epochs of the digits are 255 steps (2.8 dB over the best blur), so the quick settings take 40 at ten times the rate (3.7 dB).
-    "denoiser": Recipe(
-        name="denoiser",
-        network="restoration_unet",
-        network_arguments={"channels": [64, 128], "attention": [False, False], "layers": 2},
-        scheduler={},
-        sampling_scheduler="",
-        sampling_steps=0,
-        batch_size=32,
-        lr=1e-4,
-        epochs=5,
-        objective="restoration",
-        noise_sigma=0.5,
-        data="digits",
-        quick={"epochs": 40, "lr": 1e-3, "lr_schedule": "cosine", "network_arguments": {"channels": [32, 64], "layers": 1}},
-        **_SAMPLES,
-    ),
-    **{name: Recipe(name=name, **fields) for name, fields in CLASS_RECIPES.items()},
+    **{name: Recipe(name=name, **fields) for name, fields in {**SAMPLE_RECIPES, **CLASS_RECIPES}.items()},
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +26,9 @@ def backwards(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
         seen.append(start - 3600 * len(seen))
         return seen[-1]
 
-    monkeypatch.setattr(time, "time", earlier)
+    # A test before this one may have left logging with another copy of the module.
+    for module in {id(module): module for module in (time, vars(logging)["time"])}.values():
+        monkeypatch.setattr(module, "time", earlier)
     yield seen
     monkeypatch.undo()
 

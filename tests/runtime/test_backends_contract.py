@@ -18,8 +18,8 @@ import pytest
 from runtime import selftest
 from runtime.backends import BACKENDS, PRECISIONS, Choice, Load, Network, candidates, engine, file_precision, open_networks
 from runtime.bundle import Bundle
+from runtime.engine import models
 from runtime.errors import BackendError
-from runtime.sampler import models
 
 FILES = ("fp32",)  # the precisions that the bundles of these tests hold
 REFERENCE = Choice("onnxruntime", "cpu", "fp32")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime import sampler as room
+from runtime import engine as room
 from runtime import selftest
 from runtime.backends import Network
 from runtime.errors import BackendError, BundleError, Cancelled, TargetError

@@ -69,7 +69,7 @@ def test_an_engine_that_raises_what_nobody_expects(
     """One sentence for the client, the traceback for the log, and the next request is served."""
     running = start()
     with monkeypatch.context() as patch:
-        patch.setattr("runtime.batching.denoise", lambda *call: 1 / 0)
+        patch.setattr("runtime.batching.denoise", lambda *call, **more: 1 / 0)
         reply = running.design()
     assert (reply.status, list(reply.json)) == (500, ["error"])
     assert "the server's log has it" in reply.json["error"]

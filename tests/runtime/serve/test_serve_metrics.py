@@ -87,7 +87,7 @@ def test_who_fails_and_who_hangs_up_is_counted(start: Callable[..., Any], monkey
         held.set()
         assert asked.result().status == 503
 
-    def broken(*args: Any) -> Any:
+    def broken(*args: Any, **more: Any) -> Any:
         raise BackendError("the engine broke")
 
     monkeypatch.setattr("runtime.batching.denoise", broken)
