@@ -68,11 +68,14 @@ def sampling(sampler: Any, solved: cells.DataSet, count: int) -> dict[str, float
 
 
 def training(folder: Path, steps: int) -> dict[str, float]:
-    """Seconds a sample of the recipe `default`, and what a process sends others in a step: its gradients, four bytes each."""
+    """Seconds a sample of the recipe `default`, of them those for putting the batch together, and what a process sends others in a step:
+    its gradients, four bytes each."""
     from safetensors import safe_open
 
+    from train import tasks
     from train.loop import train
     from train.recipes import RECIPES
+    from train.sample_batches import batches
 
     recipe, data = RECIPES["default"], folder / "many.npz"
     few = cells.load(folder / "cells.npz")
@@ -81,6 +84,10 @@ def training(folder: Path, steps: int) -> dict[str, float]:
     write_npz(data, xx=_different(len(rows)), h=few.h[rows], Rm=few.Rm[rows], Tm=few.Tm[rows], geometry=geometry)
     short, long = 2, 2 + steps
 
+    source = tasks.load(data, recipe)
+    parts = batches(source, tasks.measure(recipe, source), recipe)
+    together, _ = timed(lambda: [parts.training(step) for step in range(20)])
+
     def run(name: str, stop: int) -> tuple[float, Path]:
         return timed(train, data, folder / name, recipe, stop_after=stop, pictures_every=0, progress=False)
 
@@ -88,7 +95,12 @@ def training(folder: Path, steps: int) -> dict[str, float]:
     second, last = run("long", long)
     with safe_open(next(last.glob("*model*.safetensors")), "np") as weights:
         parameters = sum(int(np.prod(weights.get_slice(key).get_shape())) for key in weights.keys())  # noqa: SIM118
-    return {"sample_s": (second - first) / steps / recipe.batch_size, "batch": recipe.batch_size, "gradient_bytes": 4.0 * parameters}
+    return {
+        "sample_s": (second - first) / steps / recipe.batch_size,
+        "batch_s": together / 20 / recipe.batch_size,
+        "batch": recipe.batch_size,
+        "gradient_bytes": 4.0 * parameters,
+    }
 
 
 def _different(count: int) -> np.ndarray:
@@ -107,6 +119,7 @@ def table(found: dict[str, float]) -> str:
         "verification_4_s": ("a target: 4 candidates solved", "s"),
         "refined_target_s": ("a target: all that, and the search", "s"),
         "sample_s": ("a training sample of `default`", "s"),
+        "batch_s": ("the same, put into a batch", "s"),
         "batch": ("samples a training step", ""),
         "gradient_bytes": ("gradients a step", "bytes"),
     }
