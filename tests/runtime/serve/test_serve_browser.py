@@ -75,7 +75,7 @@ def test_from_upload_to_download(size: str, address: str, browser: Any, small_da
         page.get_by_text(f"Pillars {data.h[k]:g} nm high, every order asked for").wait_for()
         page.get_by_text("Settings", exact=True).click()
         page.get_by_label("Candidates", exact=True).fill("16")
-        page.get_by_label("Steps").fill("200")
+        page.get_by_label("Steps").fill("1000")  # long enough to be seen at work
         page.get_by_label("Steps").blur()
         page.get_by_role("button", name="Design", exact=True).click()
         page.get_by_text("The network's present view of its candidates").wait_for()
