@@ -13,6 +13,7 @@ from .files import atomic_file
 
 FROM_EPOCH = 5  # where the second panel of losses begins: the first epochs dwarf all that comes later
 _LINES = ("-", "--", ":", "-.")  # of one recipe after the other
+_MARKERS = "os^Dv"
 
 
 def read_losses(path: Path) -> list[dict[str, Any]]:
@@ -123,8 +124,9 @@ def _scores(found: Sequence[Evaluation]) -> Any:
 
     def line(axes: Any, name: str, points: list[tuple[float, float]], shade: Any, label: str) -> None:
         if points:
-            style = _LINES[names.index(name) % len(_LINES)]
-            axes.plot(*zip(*sorted(points), strict=True), style, marker="o", markersize=3, color=shade, label=label)
+            kind = names.index(name)
+            style, marker = _LINES[kind % len(_LINES)], _MARKERS[kind % len(_MARKERS)]  # a lone point has no line to tell it by
+            axes.plot(*zip(*sorted(points), strict=True), style, marker=marker, markersize=4, color=shade, label=label)
 
     def against_epochs(axes: Any, key: str) -> None:
         for name in names:
@@ -137,10 +139,12 @@ def _scores(found: Sequence[Evaluation]) -> Any:
     def against_guidance(axes: Any, key: str) -> None:
         for one in found:
             points = [(row["guidance_scale"] - 1, row[key]) for row in one.rows if row.get(key) is not None]
-            k = epochs.index(one.epoch) if one.epoch in epochs else 0
+            shade = colour(epochs.index(one.epoch), len(epochs)) if one.epoch in epochs else colour(0, 1)
+            if len(epochs) < 2:
+                shade = colour(names.index(one.name), len(names))
             at = "" if one.epoch is None else f"epoch {one.epoch:g}"
             label = ", ".join(filter(None, [one.name if len(names) > 1 or not at else "", at]))
-            line(axes, one.name, points, colour(k, len(epochs)), label)
+            line(axes, one.name, points, shade, label)
         axes.set_xlabel("w (the guidance scale is 1 + w)")
 
     if len(epochs) > 1:
