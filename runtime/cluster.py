@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from .bundle import Bundle
+from .environment import environment
 from .errors import BackendError, MetascatterError
 from .version import __version__
 
@@ -72,24 +73,17 @@ def connect(wish: Wish) -> Iterator[Cluster]:
     if ray.is_initialized():
         yield Cluster(wish)
         return
-    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
-    os.environ.update(_ENVIRONMENT)
     try:
-        ray.init(
-            address=None if wish.address == "auto" else wish.address,
-            include_dashboard=False if wish.address == "auto" else None,
-            log_to_driver=False,
-            logging_level=logging.CRITICAL,
-        )
+        with environment(_ENVIRONMENT):
+            ray.init(
+                address=None if wish.address == "auto" else wish.address,
+                include_dashboard=False if wish.address == "auto" else None,
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+            )
     except Exception as error:  # each layer of Ray has its own
         where = f"no Ray cluster answers at '{wish.address}'"
         raise BackendError(f"{where} ({_first_line(error)}); start one with 'ray start --head'") from None
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
     try:
         yield Cluster(wish)
     finally:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from . import denoise_commands, design_commands, making_commands, options
-from .console import Group, check_writable, given, problem, status
+from .console import Group, check_picture, given, own_data, problem, status
 from .plot_commands import plot
 from .serve_commands import serve
 from .version import __version__
@@ -182,7 +182,7 @@ def evaluate(
     """
     from contextlib import ExitStack
 
-    from . import data, evaluate_picture
+    from . import data
     from . import evaluate as scores
     from .bundle import Bundle
     from .sampler import load
@@ -192,8 +192,7 @@ def evaluate(
     if rival is None and idle is not None:
         raise click.UsageError(f"--{idle.replace('_', '-')} says how a baseline is sampled; name its bundle with --baseline")
     if picture is not None:
-        evaluate_picture.check(picture)
-        check_writable(picture.absolute().parent)
+        check_picture(picture)
     opened, wish = Bundle.open(bundle), options.cluster_wish(place, workers)
     if network is not None and (opened.designs or opened.restores):
         raise click.UsageError("--features is for bundles of images that are sampled, and this is none; leave it out")
@@ -264,10 +263,7 @@ def _evaluate_samples(
 
     with load(bundle, **engine) as sampler, Bars() as bars:
         recipe = sampler.bundle.manifest["recipe"]
-        source = data_path or recipe.get("data")
-        if not source:
-            raise click.UsageError("Missing option '--data': the recipe of this bundle has no data of its own.")
-        real = samples.as_shown(source, recipe)
+        real = samples.as_shown(own_data(recipe, data_path), recipe)
         result = evaluate_samples.evaluate(sampler, real, n, seed, bars.step, network, **settings)
     click.echo(json.dumps(result, indent=2) if as_json else evaluate_samples.table(result))
 

@@ -7,6 +7,7 @@ import logging
 import os
 import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,14 @@ def problem(text: str) -> None:
     _log.error("%s", text)
 
 
+def own_data(recipe: Mapping[str, Any], named: Any, what: str = "option '--data'") -> Any:
+    """The data set that is named, or the recipe's own. Raises click.UsageError: neither, and ``what`` is missing."""
+    source = named or recipe.get("data")
+    if not source:
+        raise click.UsageError(f"Missing {what}: the recipe of this bundle has no data of its own.")
+    return source
+
+
 def given(option: str) -> bool:
     """Whether an option of the command at work was written on the command line, rather than left at its default."""
     return click.get_current_context().get_parameter_source(option) is ParameterSource.COMMANDLINE
@@ -83,6 +92,20 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise DataError(f"cannot write {folder}: {error.strerror or error} ({existing}); choose a place you may write to") from None
+
+
+def check_picture(path: Path, animated: bool = False) -> None:
+    """Refuse, before any work, a figure of an unknown kind or in a place where none can be written; ``animated``: .gif will do.
+
+    Raises:
+        DataError: the suffix, or the place.
+        BackendError: matplotlib is not installed.
+    """
+    from . import evaluate_picture
+
+    if not (animated and path.suffix.lower() == ".gif"):
+        evaluate_picture.check(path)
+    check_writable(path.absolute().parent)
 
 
 class Bars:

@@ -70,8 +70,7 @@ class Denoiser(Engine):
             made[part] = labels.to_data(network({"sample": seen[part]})["output"]) / np.float32(255)
             if on_step is not None:
                 on_step(k + 1, -(-len(seen) // size), made[part])
-        if not np.isfinite(made).all():
-            raise BackendError(f"the network returned numbers that are not finite on {network.device}; run 'metascatter doctor'")
+        loop.require_finite(made, network)
         return made
 
 

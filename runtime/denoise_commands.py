@@ -11,7 +11,7 @@ from typing import Any
 import click
 import numpy as np
 
-from .console import Bars, check_writable, given, status
+from .console import Bars, check_picture, check_writable, given, own_data, status
 
 # Names of options as click knows them, by what they are for.
 DESIGNS = (
@@ -118,14 +118,13 @@ def draw(
     out: Path, bundle: Path | None, data_path: Path | None, n: int, settings: dict[str, Any], engine: dict[str, Any], seed: int
 ) -> None:
     """``plot denoise``."""
-    from . import denoise_pictures, evaluate_picture
+    from . import denoise_pictures
     from .bundle import Bundle
     from .denoise import Denoiser
     from .sample_pictures import is_points
     from .sampler import load
 
-    evaluate_picture.check(out)
-    check_writable(out.absolute().parent)
+    check_picture(out)
     leave_out(("guidance_scale", "guidance_interval"), "is for a class, and none is asked for here; leave it out")
     leave_out(("batch_size",), "changes nothing for so few images; leave it out")
     opened = Bundle.open(bundle)
@@ -150,10 +149,7 @@ def _data(opened: Any, data_path: Path | None) -> Any:
     from .samples import load
 
     recipe = opened.manifest["recipe"]
-    source = data_path or recipe.get("data")
-    if not source:
-        raise click.UsageError("Missing option '--data': the recipe of this bundle has no data of its own.")
-    return load(source, int(recipe.get("canvas", 0)), COLOURS.get(recipe.get("colours", ""), 0))
+    return load(own_data(recipe, data_path), int(recipe.get("canvas", 0)), COLOURS.get(recipe.get("colours", ""), 0))
 
 
 def leave_out(names: Iterable[str], words: str) -> None:

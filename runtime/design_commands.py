@@ -16,6 +16,7 @@ from .errors import DataError
 
 if TYPE_CHECKING:
     from .cluster import Wish
+    from .design_job import Job
 
 
 @click.command()
@@ -105,6 +106,7 @@ def infer(
     metascatter infer --bundle bundles/flowers --input tulip.jpg --mask hole.png --out filled
     """
     from . import design, report
+    from .design_job import Job
     from .freedom import Freedom, read_fixed
     from .presets import name_of
     from .sampler import load
@@ -112,34 +114,34 @@ def infer(
     from .target_stream import is_many
 
     wish = options.cluster_wish(place, workers)
-    filling = denoise_commands.asked(restoring) or mask is not None
-    if (filling or not targets) and (wish is not None or shard_size is not None):
+    denoising = denoise_commands.asked(restoring)
+    if (denoising or mask is not None or not targets) and (wish is not None or shard_size is not None):
         raise click.UsageError("--cluster and --shard-size are for targets; leave them out")
     if given("resample") and mask is None and search["fixed"] is None:
         raise click.UsageError("--resample is for sampling with something held; add --mask, or --fixed with a TARGET")
     if mask is not None:
         return fill_commands.infer(targets, directory, bundle, label, n, seed, restoring, mask, resample, settings, engine, as_json)
-    if denoise_commands.asked(restoring):
+    if denoising:
         return denoise_commands.infer(targets, directory, bundle, label, n, seed, restoring, settings, engine, as_json)
     if not targets:
         return _samples(directory, bundle, label, n, seed, settings, engine, as_json)
     if label is not None:
         raise click.UsageError("--label is for bundles of images, which take no target; leave one of the two out")
     making = making_commands.read_making(made, verify)
+    time_limit = search.pop("time_limit")
+    if search["fixed"] is not None:
+        search["fixed"] = read_fixed(search["fixed"])
+    search |= {"limits": making.limits, "resample": resample}
     if shard_size is not None or wish is not None or is_many(targets):
         if given("mat_convention"):
             raise click.UsageError("--mat-convention is of designs.mat, and shards have none; leave it out")
-        how = {"n": n, "top": top, "seed": seed, "settings": settings, "verify": verify, "making": making, "engine": engine}
-        return _shards(targets, directory, bundle, convention, how, search, shard_size, wish, workers, as_json)
+        job = Job(n, top, seed, settings, search, time_limit, verify, making, engine)
+        return _shards(targets, directory, bundle, convention, job, shard_size, wish, workers, as_json)
     stems = [os.path.normcase(name_of(path)) for path in targets]
     twice = next((stem for stem in stems if stems.count(stem) > 1), None)
     if twice is not None:
         raise DataError(f"two targets are called '{twice}' and would share one folder; rename one")
     check_writable(directory)
-    time_limit = search.pop("time_limit")
-    if search["fixed"] is not None:
-        search["fixed"] = read_fixed(search["fixed"])
-    search |= {"limits": making.limits, "resample": resample}
     with load(bundle, **engine) as sampler:
         # Every target is read and checked before the first one costs any time.
         freedom = Freedom.of(sampler.bundle, **search)
@@ -193,8 +195,7 @@ def _shards(
     directory: Path,
     bundle: Path | None,
     convention: str | None,
-    how: dict[str, Any],
-    search: dict[str, Any],
+    job: Job,
     shard_size: int | None,
     wish: Wish | None,
     workers: int | None,
@@ -203,16 +204,10 @@ def _shards(
     """``infer`` of many targets, here or on a cluster."""
     from . import design_job, design_shards
     from .bundle import Bundle
-    from .freedom import read_fixed
     from .target_stream import Source
 
     opened = Bundle.open(bundle)
     check_writable(directory)
-    time_limit = search.pop("time_limit")
-    if search["fixed"] is not None:
-        search["fixed"] = read_fixed(search["fixed"])
-    search["limits"] = how["making"].limits
-    job = design_job.Job(**how, search=search, time_limit=time_limit)
     source = Source(targets, convention, opened.channels)
     if wish is None:
         work = design_job.in_process(job, opened, workers)
@@ -247,11 +242,7 @@ def _samples(
     with load(bundle, **engine) as sampler, Bars() as bars:
         samples, places = generate.generate(sampler, label, n, seed, bars.step, **settings)
         paths = generate.save(sampler, samples, places, seed, directory, settings)
-        click.echo(
-            generate.to_json(sampler, samples, places, paths, time.monotonic() - started)
-            if as_json
-            else "\n".join(str(path) for path in paths)
-        )
+        click.echo(generate.told(sampler, samples, places, paths, time.monotonic() - started, as_json))
 
 
 @click.command()

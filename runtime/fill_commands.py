@@ -51,8 +51,4 @@ def infer(
         made = fill.fill(sampler, images, hidden, label, count, seed, resample, bars.step, **settings)
         place = sampler.bundle.labels.number(label)
         paths = fill.save(sampler, made, images, hidden, place, seed, directory, {**settings, "resample": resample})
-        click.echo(
-            generate.to_json(sampler, made, np.full(len(made), place), paths, time.monotonic() - started)
-            if as_json
-            else "\n".join(str(path) for path in paths)
-        )
+        click.echo(generate.told(sampler, made, np.full(len(made), place), paths, time.monotonic() - started, as_json))

@@ -131,8 +131,10 @@ def reverse(sampler: Sampler, label: str | int | None, path: Path, n: int, seed:
     (sample_pictures.animate if moving else sample_pictures.draw)(path, title, parts)
 
 
-def to_json(sampler: Sampler, samples: np.ndarray, places: np.ndarray, paths: Sequence[Path], seconds: float) -> str:
-    """The one document of ``infer --json``."""
+def told(sampler: Sampler, samples: np.ndarray, places: np.ndarray, paths: Sequence[Path], seconds: float, as_json: bool) -> str:
+    """What ``infer`` says on stdout: the files, or with ``--json`` its one document."""
+    if not as_json:
+        return "\n".join(map(str, paths))
     return json.dumps(
         {
             "samples": len(samples),

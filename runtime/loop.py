@@ -121,6 +121,11 @@ def denoise(
             step_done(i, estimate)
     if known is not None:
         known.settle(sample)
-    if not np.isfinite(sample).all():
-        raise NotFinite(f"the network returned numbers that are not finite on {network.device}; run 'metascatter doctor'")
+    require_finite(sample, network)
     return sample
+
+
+def require_finite(values: np.ndarray, network: Network) -> None:
+    """Raises NotFinite where ``values``, which a network made, are not all finite."""
+    if not np.isfinite(values).all():
+        raise NotFinite(f"the network returned numbers that are not finite on {network.device}; run 'metascatter doctor'")

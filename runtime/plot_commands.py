@@ -8,10 +8,14 @@ from typing import Any
 import click
 
 from . import denoise_commands, options
-from .console import check_writable
+from .console import check_picture, own_data
 from .pixels import COLOURS
 
 _out = click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help=".png, .svg or .pdf.")
+_moving = click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help=".png, .svg, .pdf or .gif.")
+_convention = click.option(
+    "--convention", type=click.Choice(["lab", "metascatter"]), default="lab", show_default=True, help="Index convention of .mat data."
+)
 
 MOST = 20  # candidates of a target in a picture
 
@@ -25,20 +29,17 @@ def plot() -> None:
 @click.argument("data_path", metavar="DATA", type=click.Path(path_type=Path))
 @_out
 @click.option("--count", type=click.IntRange(1, 50), default=8, show_default=True, help="Samples shown, from the lowest to the tallest.")
-@click.option(
-    "--convention", type=click.Choice(["lab", "metascatter"]), default="lab", show_default=True, help="Index convention of .mat data."
-)
+@_convention
 def light(data_path: Path, out: Path, count: int, convention: str) -> None:
     """Light matrices: patterns of DATA and the efficiencies of their orders.
 
     \b
     metascatter plot light test.npz --out light.png
     """
-    from . import evaluate_picture, plots
+    from . import plots
     from .data import load
 
-    evaluate_picture.check(out)
-    check_writable(out.absolute().parent)
+    check_picture(out)
     plots.light_matrices(load(data_path, convention), out, count)
     click.echo(out)
 
@@ -93,7 +94,7 @@ def reverse(
     metascatter plot reverse target.mat --guidance-scale 3 -n 5 --out reverse.svg
     metascatter plot reverse --bundle bundles/digits --label 3 --out three.gif
     """
-    from . import evaluate_picture, generate, plots
+    from . import generate, plots
     from .sample_pictures import is_points
     from .sampler import load
     from .target import Target
@@ -102,9 +103,7 @@ def reverse(
         raise click.UsageError("--label is for bundles of images, which take no target; leave one of the two out")
     if target_path is not None and n is not None and n > MOST:
         raise click.BadParameter(f"{n} is more than the {MOST} candidates that fit a picture.", param_hint="-n")
-    if target_path is not None or out.suffix.lower() != ".gif":
-        evaluate_picture.check(out)
-    check_writable(out.absolute().parent)
+    check_picture(out, animated=target_path is None)
     del settings["batch_size"]
     with load(bundle, **engine) as sampler:
         if target_path is None:
@@ -128,10 +127,9 @@ def loss(runs: tuple[Path, ...], out: Path, from_epoch: float) -> None:
     \b
     metascatter plot loss runs/cifar5 runs/cifar5-simple --out losses.png
     """
-    from . import curves, evaluate_picture
+    from . import curves
 
-    evaluate_picture.check(out)
-    check_writable(out.absolute().parent)
+    check_picture(out)
     names = [run.resolve().name for run in runs]
     labels = names if len(set(names)) == len(names) else [str(run) for run in runs]
     curves.losses({label: curves.read_losses(run) for label, run in zip(labels, runs, strict=True)}, out, from_epoch)
@@ -148,18 +146,11 @@ def scores(results: tuple[Path, ...], out: Path) -> None:
     metascatter evaluate --bundle bundles/at-1040 --json > at-1040.json
     metascatter plot scores at-260.json at-520.json at-1040.json --out scores.png
     """
-    from . import curves, evaluate_picture
+    from . import curves
 
-    evaluate_picture.check(out)
-    check_writable(out.absolute().parent)
+    check_picture(out)
     curves.scores([curves.read_evaluation(path) for path in results], out)
     click.echo(out)
-
-
-_moving = click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help=".png, .svg, .pdf or .gif.")
-_convention = click.option(
-    "--convention", type=click.Choice(["lab", "metascatter"]), default="lab", show_default=True, help="Index convention of .mat data."
-)
 
 
 @plot.command()
@@ -177,10 +168,9 @@ def data(source: str, out: Path, count: int, size: int | None, colours: str | No
     metascatter plot data flowers/ --size 32 --out flowers.png
     metascatter plot data test.npz --out patterns.png
     """
-    from . import evaluate_picture, forward
+    from . import forward
 
-    evaluate_picture.check(out)
-    check_writable(out.absolute().parent)
+    check_picture(out)
     forward.draw_data(forward.read(source, size or 0, COLOURS.get(colours or "", 0), convention), Path(source).name, out, count)
     click.echo(out)
 
@@ -196,14 +186,13 @@ def schedule(config_path: Path | None, out: Path, bundle: Path | None) -> None:
     metascatter plot schedule --bundle bundles/digits --out schedule.png
     metascatter plot schedule runs/mine/scheduler_config.json --out schedule.png
     """
-    from . import evaluate_picture, forward
+    from . import forward
     from .bundle import Bundle
     from .schedulers import load_config, plan
 
     if config_path is not None and bundle is not None:
         raise click.UsageError("name either a scheduler_config.json or a --bundle, not both")
-    evaluate_picture.check(out)
-    check_writable(out.absolute().parent)
+    check_picture(out)
     if config_path is not None:
         forward.draw_schedule(load_config(config_path), config_path.absolute().parent.name or config_path.name, out)
     else:
@@ -228,19 +217,15 @@ def forward_process(source: str | None, out: Path, bundle: Path | None, n: int |
     metascatter plot forward --bundle bundles/flowers --out forward.gif
     metascatter plot forward test.npz --out forward.png
     """
-    from . import evaluate_picture, forward
+    from . import forward
     from .bundle import Bundle
     from .sample_pictures import is_points
 
     moving = out.suffix.lower() == ".gif"
-    if not moving:
-        evaluate_picture.check(out)
-    check_writable(out.absolute().parent)
+    check_picture(out, animated=True)
     opened = Bundle.open(bundle)
     shape, recipe = opened.manifest["sample_shape"], opened.manifest["recipe"]
-    source = source or recipe.get("data")
-    if not source:
-        raise click.UsageError("Missing argument 'DATA': the recipe of this bundle has no data of its own.")
+    source = own_data(recipe, source, "argument 'DATA'")
     channels = 0 if opened.designs or is_points(shape) else shape[0]
     count = n or (1000 if is_points(shape) else 16 if moving else 4)
     forward.draw_forward(opened, forward.read(source, shape[1], channels, convention), out, count, seed)

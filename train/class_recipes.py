@@ -8,22 +8,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from .sample_recipes import LINEAR, SAMPLES
+
 _SCHEDULER = {
-    "_class_name": "DDPMScheduler",
+    **LINEAR,
     "num_train_timesteps": 500,
-    "beta_start": 0.0001,
-    "beta_end": 0.02,
-    "beta_schedule": "linear",
     "variance_type": "fixed_large",
-    "clip_sample": True,
-    "clip_sample_range": 1.0,
     "prediction_type": "epsilon",
     "timestep_spacing": "trailing",
 }
 
 _COMMON: dict[str, Any] = {
-    "layout": "labels",
-    "canvas": 0,
+    **SAMPLES,
     "scheduler": _SCHEDULER,
     "batch_size": 64,
     "lr": 1e-3,
@@ -31,7 +27,6 @@ _COMMON: dict[str, Any] = {
     "mirrors": True,
     "labelled": True,
     "data": "cifar-10-batches-bin",
-    "validation_fraction": 0.1,
 }
 
 # No attention, no guidance, no averaged weights; every one of the 500 steps is sampled.

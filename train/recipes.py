@@ -13,7 +13,7 @@ from runtime.errors import DataError
 
 from .class_recipes import CLASS_RECIPES
 from .recipe_checks import check
-from .sample_recipes import SAMPLE_RECIPES
+from .sample_recipes import LINEAR, SAMPLE_RECIPES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,16 +92,7 @@ class Recipe:
         return dataclasses.asdict(self)
 
 
-_SCHEDULER = {
-    "_class_name": "DDPMScheduler",
-    "num_train_timesteps": 1000,
-    "beta_start": 0.0001,
-    "beta_end": 0.02,
-    "beta_schedule": "squaredcos_cap_v2",
-    "variance_type": "fixed_small",
-    "clip_sample": True,
-    "clip_sample_range": 1.0,
-}
+_SCHEDULER = {**LINEAR, "beta_schedule": "squaredcos_cap_v2"}
 
 # How our own networks learn.
 _LEARNING: dict[str, Any] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 # diffusers' settings of a thousand steps, as the documents have them that these recipes come from.
-_LINEAR = {
+LINEAR = {
     "_class_name": "DDPMScheduler",
     "num_train_timesteps": 1000,
     "beta_start": 0.0001,
@@ -17,7 +17,7 @@ _LINEAR = {
 }
 
 # No symmetry but left and right, no masks.
-_SAMPLES: dict[str, Any] = {"layout": "labels", "canvas": 0, "validation_fraction": 0.1}
+SAMPLES: dict[str, Any] = {"layout": "labels", "canvas": 0, "validation_fraction": 0.1}
 
 SAMPLE_RECIPES: dict[str, dict[str, Any]] = {
     # 2-D points along a spiral. With 40 steps the betas must be larger than those of a thousand: noise is all that is left at the end.
@@ -25,7 +25,7 @@ SAMPLE_RECIPES: dict[str, dict[str, Any]] = {
         "network": "feedforward",
         "network_arguments": {"hidden": 128, "layers": 4, "embedding": 64},
         "scheduler": {
-            **_LINEAR,
+            **LINEAR,
             "num_train_timesteps": 40,
             "beta_start": 0.001,
             "beta_end": 0.3,
@@ -43,13 +43,13 @@ SAMPLE_RECIPES: dict[str, dict[str, Any]] = {
         "ema_decay": 0.999,
         "data": "swiss-roll",
         "quick": {"epochs": 150},
-        **_SAMPLES,
+        **SAMPLES,
     },
     # Small images in colours, of no class: tiles of two photographs, or any folder of pictures.
     "flowers": {
         "network": "unet",
         "network_arguments": {"channels": [128, 128, 256, 256], "attention": [False, True, True, True], "layers": 2},
-        "scheduler": {**_LINEAR, "prediction_type": "epsilon", "timestep_spacing": "trailing"},
+        "scheduler": {**LINEAR, "prediction_type": "epsilon", "timestep_spacing": "trailing"},
         "sampling_scheduler": "ddpm",
         "sampling_steps": 1000,
         "batch_size": 128,
@@ -72,14 +72,14 @@ SAMPLE_RECIPES: dict[str, dict[str, Any]] = {
             "sampling_steps": 100,
             "network_arguments": {"channels": [24, 48], "attention": [False, True], "layers": 1, "groups": 8},
         },
-        **_SAMPLES,
+        **SAMPLES,
         "canvas": 32,
     },
     # About a hundred grey pictures: what is shown of them is never the same twice.
     "craters": {
         "network": "unet",
         "network_arguments": {"channels": [64, 128, 256, 256], "attention": [False, False, True, True], "layers": 2, "dropout": 0.1},
-        "scheduler": {**_LINEAR, "prediction_type": "epsilon", "timestep_spacing": "trailing"},
+        "scheduler": {**LINEAR, "prediction_type": "epsilon", "timestep_spacing": "trailing"},
         "sampling_scheduler": "ddpm",
         "sampling_steps": 1000,
         "batch_size": 32,
@@ -104,14 +104,14 @@ SAMPLE_RECIPES: dict[str, dict[str, Any]] = {
             "sampling_steps": 100,
             "network_arguments": {"channels": [16, 32, 64], "attention": [False, False, True], "layers": 1, "groups": 8, "dropout": 0.0},
         },
-        **_SAMPLES,
+        **SAMPLES,
         "canvas": 64,
     },
     # Images of a class, guided: scikit-learn's digits, or any pictures in a folder per class.
     "digits": {
         "network": "unet",
         "network_arguments": {"channels": [64, 128], "attention": [False, True], "layers": 2},
-        "scheduler": {**_LINEAR, "num_train_timesteps": 500, "prediction_type": "epsilon", "timestep_spacing": "trailing"},
+        "scheduler": {**LINEAR, "num_train_timesteps": 500, "prediction_type": "epsilon", "timestep_spacing": "trailing"},
         "sampling_scheduler": "dpmsolver++",
         "sampling_steps": 20,
         "batch_size": 64,
@@ -125,7 +125,7 @@ SAMPLE_RECIPES: dict[str, dict[str, Any]] = {
         "data": "digits",
         "labelled": True,
         "quick": {"epochs": 60, "network_arguments": {"channels": [32, 64], "layers": 1}},
-        **_SAMPLES,
+        **SAMPLES,
     },
     # An image from a noisy one in one step: the first half of the exercise that diffusion models are taught with, on MNIST there.
     # Five epochs of the digits are 255 steps (2.8 dB over the best blur), so the quick settings take 40 at ten times the rate (3.7 dB).
@@ -142,6 +142,6 @@ SAMPLE_RECIPES: dict[str, dict[str, Any]] = {
         "noise_sigma": 0.5,
         "data": "digits",
         "quick": {"epochs": 40, "lr": 1e-3, "lr_schedule": "cosine", "network_arguments": {"channels": [32, 64], "layers": 1}},
-        **_SAMPLES,
+        **SAMPLES,
     },
 }

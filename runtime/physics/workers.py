@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..environment import environment
 from ..errors import MetascatterError
 from ..files import write_npz
 from ..geometry import Geometry
@@ -74,19 +75,9 @@ def _collect(running: dict[Any, int], done: set[Any]) -> int:
     return sum(running.pop(future) for future in done)
 
 
-@contextlib.contextmanager
-def _single_threaded_children() -> Iterator[None]:
+def _single_threaded_children() -> AbstractContextManager[None]:
     """BLAS reads its thread count when NumPy is first imported, in a child before any code of ours runs: so by inheritance."""
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    return environment(dict.fromkeys(_THREADS, "1"))
 
 
 _stopped: Any = None

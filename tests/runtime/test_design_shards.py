@@ -339,3 +339,19 @@ def test_the_index_needs_every_shard(finished: Path, tmp_path: Path) -> None:
         shards.index(1)
     assert not (tmp_path / "index.csv").exists()
     assert io.StringIO((finished / "index.csv").read_text()).readline().startswith("target,source,row,height_nm")
+
+
+def test_held_pixels_are_sampled_as_often_as_asked(
+    infer: Callable[..., Result], many: Path, rows: DataSet, sampler: Sampler, tmp_path: Path
+) -> None:
+    """``--fixed`` and ``--resample`` mean in shards what they mean for one target."""
+    fixed = np.full(rows.xx.shape[1:], -1, np.int8)
+    fixed[0] = 1
+    np.savez(tmp_path / "mask.npz", fixed=fixed)
+    told = infer(many, "--out", tmp_path / "out", "--shard-size", 5, "--fixed", tmp_path / "mask.npz", "--resample", 3)
+    assert told.exit_code == 0, told.output
+    target = Target.from_arrays(rows.Rm[0], rows.Tm[0], float(rows.h[0]), geometry=rows.geometry)
+    often, once = (sampler.design(target, n=3, top=2, seed=7, steps=2, fixed=fixed, resample=resample) for resample in (3, 1))
+    found = [one.digest for one in read_designs(tmp_path / "out/shards/00000.npz")][: len(often)]
+    assert found == [one.digest for one in often]
+    assert found != [one.digest for one in once]
