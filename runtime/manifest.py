@@ -20,6 +20,7 @@ from .channels import LARGEST, fault
 from .condition import LAYOUTS
 from .errors import BundleError
 from .labels import LAYOUT
+from .loop import STRONGEST
 from .schedulers import SCHEDULERS
 from .strict_json import brief, read_json
 
@@ -182,7 +183,7 @@ _SAMPLING: dict[str, Rule] = {
     "sampling": _OBJECT,
     "sampling/scheduler": _one_of(*SCHEDULERS),
     "sampling/steps": _whole(1, 10_000),
-    "sampling/guidance_scale": _number(-1e3, 1e3),
+    "sampling/guidance_scale": _number(-STRONGEST, STRONGEST),
     "sampling/eta": _number(0, 1, optional=True),
     "sampling/guidance_interval": Rule(
         "null or two noise levels, 0 <= lowest <= highest",

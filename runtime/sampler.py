@@ -18,7 +18,7 @@ from .errors import BundleError, Cancelled, TargetError
 from .fabrication import Limits
 from .freedom import Freedom
 from .inpaint import RESAMPLE, Known
-from .loop import Guidance, denoise
+from .loop import STRONGEST, Guidance, denoise
 from .schedulers import Plan, plan
 from .target import Target, check_geometry, check_height, check_orders
 
@@ -108,13 +108,13 @@ class Sampler(Engine):
         """Classifier-free guidance with these settings; what is None comes from the bundle.
 
         Raises:
-            TargetError: a scale that is not finite, or an interval of noise levels that is empty.
+            TargetError: a scale that is not within ``loop.STRONGEST``, or an interval of noise levels that is empty.
         """
         default = self.bundle.manifest["sampling"]
         scale = float(default["guidance_scale"] if scale is None else scale)
         low, high = (float(value) for value in (interval or default.get("guidance_interval") or (0.0, math.inf)))
-        if not math.isfinite(scale):
-            raise TargetError(f"guidance_scale is {scale}; it must be a finite number, 1 is no guidance")
+        if not -STRONGEST <= scale <= STRONGEST:
+            raise TargetError(f"guidance_scale is {scale:g}; it must be between -{STRONGEST:g} and {STRONGEST:g}, 1 is no guidance")
         if not 0 <= low <= high:
             raise TargetError(f"the guidance interval is {low:g} to {high:g}; expected two noise levels, 0 <= lowest <= highest")
         return Guidance(scale, (low, high))

@@ -50,9 +50,13 @@ def ddim(options: DDIMOptions, num_steps: int, eta: float = 0.0) -> Plan:
 
     x <- sqrt(a_prev) x0 + sqrt(1 - a_prev - s^2) epsilon + s z,   s^2 = eta^2 (1 - a_prev) / (1 - a) (1 - a / a_prev)
 
-    epsilon is the noise as the network sees it, not re-derived from the clipped x0. As in diffusers, a step arrives
-    num_train_timesteps // num_steps timesteps earlier even where the next evaluation lies elsewhere (linspace, and
-    trailing when num_steps does not divide), and past t = 0 at 1, or at alphas_cumprod[0] without ``set_alpha_to_one``.
+    epsilon = (x - sqrt(a) x0) / sqrt(1 - a) is what the sample holds beside the estimate, so that a clipped estimate and the noise
+    still add up to the sample: diffusers' ``use_clipped_model_output``. Its default keeps the network's own epsilon beside the
+    clipped x0, and then guidance, whose estimates lie far outside the data, drives the sample off the path.
+
+    As in diffusers, a step arrives num_train_timesteps // num_steps timesteps earlier even where the next evaluation lies
+    elsewhere (linspace, and trailing when num_steps does not divide), and past t = 0 at 1, or at alphas_cumprod[0] without
+    ``set_alpha_to_one``.
     """
     everything = noise.alphas_cumprod(options, options.rescale_betas_zero_snr)
     timesteps = noise.timesteps(options, num_steps)
@@ -64,13 +68,8 @@ def ddim(options: DDIMOptions, num_steps: int, eta: float = 0.0) -> Plan:
 
     variance = eta**2 * (1.0 - a_prev) / (1.0 - a) * (1.0 - a / a_prev)
     direction = np.sqrt(np.maximum(1.0 - a_prev - variance, 0.0))
-    if options.prediction_type == "epsilon":
-        table["output"] = direction
-    elif options.prediction_type == "v_prediction":
-        table["sample"], table["output"] = direction * np.sqrt(1.0 - a), direction * np.sqrt(a)
-    else:
-        table["sample"], table["output"] = direction / np.sqrt(1.0 - a), -direction * np.sqrt(a / (1.0 - a))
-    table["estimate"] = np.sqrt(a_prev)
+    table["sample"] = direction / np.sqrt(1.0 - a)
+    table["estimate"] = np.sqrt(a_prev) - direction * np.sqrt(a / (1.0 - a))
     table["noise"] = np.sqrt(variance)
     return Plan(timesteps, sigmas, table, clip=prediction.clip(options), threshold=prediction.threshold(options))
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from ..errors import BundleError, Cancelled, DataError, GeometryError, MetascatterError, TargetError
+from ..loop import STRONGEST
 from ..schedulers import SCHEDULERS
 from ..target import Target
 from ..version import __version__
@@ -93,7 +94,10 @@ def create(jobs: Jobs, rate: Rate, token: bool = False, metrics: Callable[[], tu
         steps: Annotated[int | None, Field(description="Denoising steps; null: the bundle's.", ge=1, le=MAX_STEPS)] = None
         scheduler: Annotated[Literal[*SCHEDULERS] | None, Field(description="null: the bundle's.")] = None  # type: ignore[valid-type]
         eta: Annotated[float | None, Field(description="Fresh noise of ddim; null: the bundle's.", ge=0, le=1)] = None
-        guidance_scale: Annotated[float | None, Field(description="1 is no guidance; null: the bundle's.", allow_inf_nan=False)] = None
+        guidance_scale: Annotated[
+            float | None,
+            Field(description="1 is no guidance; null: the bundle's.", ge=-STRONGEST, le=STRONGEST, allow_inf_nan=False),
+        ] = None
         guidance_interval: Annotated[
             list[Annotated[float, Field(ge=0)]] | None,
             Field(description="Lowest and highest noise level guided.", min_length=2, max_length=2),

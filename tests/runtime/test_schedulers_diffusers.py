@@ -166,7 +166,8 @@ def reference(options: dict[str, Any], num_steps: int, eta: float, network: Any,
             noise.append(torch.from_numpy(noises[k].astype(np.float64)))
             seen = scheduler.scale_model_input(state, t)
             output = torch.from_numpy(network(seen.numpy(), round(float(t))))
-            extra = {"eta": eta, "variance_noise": noise[-1]} if type(scheduler).__name__ == "DDIMScheduler" else {}
+            ddim = {"eta": eta, "variance_noise": noise[-1], "use_clipped_model_output": True}
+            extra = ddim if type(scheduler).__name__ == "DDIMScheduler" else {}
             state = scheduler.step(output, t, state, **extra).prev_sample
             scale = np.hypot(1.0, float(scheduler.sigmas[scheduler.step_index])) if in_sigma else 1.0
             trajectory.append(state.numpy() / scale)

@@ -105,6 +105,7 @@ def test_unverified_designs_have_no_scores(running: Any) -> None:
         ({"target": TARGET, "time_limit": 0}, "'time_limit' is 0; input should be greater than 0"),
         ({"target": TARGET, "scheduler": "best"}, "'scheduler' is 'best'; input should be 'ddpm'"),
         ({"target": TARGET, "eta": 0.5, "scheduler": "ddpm"}, "eta is 0.5, but only the scheduler ddim has an eta"),
+        ({"target": TARGET, "guidance_scale": -1.7976931348623157e308}, "'guidance_scale' is -1.7976931348623157e+308"),
         ({"target": TARGET, "guidance_interval": [2, 1]}, "the guidance interval is 2 to 1"),
         ({"target": TARGET, "guidance_interval": [1]}, "'guidance_interval' is [1]"),
         ({"target": TARGET, "color": "red"}, "there is no field 'color'"),
