@@ -56,8 +56,9 @@ def write_gds(
             the last, with which the error of a whole array stays under an atom's size.
 
     Raises:
-        DataError: patterns that are not binary squares, fewer or more labels than these, a layer beyond what GDSII counts, a repeat under
-            1 or too large to count, a database unit that does not divide the periods, or a place that cannot be written.
+        DataError: patterns that are not binary squares, fewer or more labels than these or one with a null character, a layer beyond what
+            GDSII counts, a repeat under 1 or too large to count, a database unit that does not divide the periods, or a place that cannot
+            be written.
         BackendError: gdstk is not installed.
     """
     stack = np.asarray(patterns)
@@ -66,6 +67,8 @@ def write_gds(
         raise DataError(f"the patterns for {path} have shape {np.shape(patterns)}; expected (n, n) or (K, n, n) of 0 and 1")
     if len(labels) not in (0, len(stack)):
         raise DataError(f"there are {len(labels)} labels for {len(stack)} patterns; give each its own, or none")
+    if any("\0" in label for label in labels):
+        raise DataError(f"the labels {list(labels)} hold a null character, at which texts in layout files end; leave it out")
     if not all(0 <= number <= _COUNTED for number in (layer, datatype)):
         raise DataError(f"layer and datatype are {layer} and {datatype}; each must be from 0 to {_COUNTED}")
     columns, rows = default_repeat(geometry) if repeat is None else repeat

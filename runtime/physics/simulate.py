@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data import load, open_npz
-from ..errors import DataError
+from ..errors import DataError, MetascatterError
 from ..files import write_npz
 from ..geometry import Geometry
 from ..version import __version__
@@ -79,8 +79,8 @@ def simulate(
         ``out``.
 
     Raises:
-        DataError: an argument or the patterns file is wrong, ``out`` or its parts belong to other settings, or cannot be written.
-        MetascatterError: a worker process died.
+        DataError: an argument or the patterns file is wrong, ``out`` or its parts belong to other settings, or cannot be begun.
+        MetascatterError: a worker process died, or what was solved cannot be written; the same call goes on.
         BackendError: there is no such cluster.
     """
     out = Path(out)
@@ -128,7 +128,7 @@ def simulate(
         _solve_missing(parts, samples, geometry, orders, workers, progress, solver, cluster)
         parts.finish(out, geometry)
     except OSError as error:
-        raise DataError(
+        raise MetascatterError(
             f"cannot write {error.filename or parts.folder}: {error.strerror}; give the same command again once that is mended"
         ) from None
     return out

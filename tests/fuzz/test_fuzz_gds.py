@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from runtime.errors import DataError, MetascatterError
@@ -40,6 +40,7 @@ PERIODS = st.sampled_from([(4000.0, 4000.0), (1000.5, 2000.0), (333.3, 777.7), (
     ),
     ending=st.sampled_from([".gds", ".oas", ".GDS"]),
 )
+@example(np.ones((1, 4, 4), int), (4000.0, 4000.0), None, {"labels": ["\0"]}, ".gds")
 @counted
 def test_a_layout_or_a_sentence(tmp_path: Path, patterns: Any, period: Any, repeat: Any, options: dict[str, Any], ending: str) -> None:
     path = tmp_path / f"a{ending}"
