@@ -67,6 +67,7 @@ def test_the_score_is_the_solvers(case: str, height: float) -> None:
 @pytest.mark.parametrize("asked", [1.0, 0.3], ids=["full", "partial"])
 @pytest.mark.parametrize("case", CASES)
 def test_it_agrees_with_pytorch(case: str, asked: float) -> None:
+    pytest.importorskip("torch")
     from train.rcwa import TorchSolver
     from train.rcwa import gradient as by_autograd
 
