@@ -19,8 +19,7 @@ from runtime.samples import SampleSet
 
 from . import checkpoint, tasks
 from .channels import geometry_difference
-from .recipe_checks import check
-from .recipes import PATH, Recipe, from_dict, load_recipe, override, quick
+from .recipes import Recipe, from_dict, load_recipe, override, quick
 
 # Heights may lie outside the first run's range by this share of it: its own validation samples do, and a network does not stop there.
 _BEYOND = 0.05
@@ -125,7 +124,7 @@ def recipe_for(
     the quick settings of a recipe that is named, but for their data where ``data`` are named as well.
 
     Raises:
-        DataError: no such recipe, quick settings of none, or a few-step model without a run that it can learn from.
+        DataError: no such recipe, quick settings of none, or a few-step model without a run to learn from.
     """
     before = resumed if resumed is not None and (resumed / "recipe.json").exists() else init
     if name is None and before is not None:
@@ -141,11 +140,9 @@ def recipe_for(
     teacher = recipe_of(before)
     if teacher.objective == "scattering":
         raise DataError(f"{before} holds a surrogate, which samples nothing; name the run of a denoiser with --init")
-    path = {key: recipe.scheduler[key] for key in PATH if key in recipe.scheduler}
+    levels = {"original_inference_steps": recipe.scheduler["original_inference_steps"]}
     kept = {key: getattr(teacher, key) for key in ("network", "network_arguments", "layout", "canvas", "channels")}
-    few = dataclasses.replace(recipe, **kept, scheduler={**teacher.scheduler, **path})
-    check(few, f"the recipe {recipe.name} with the network of {before}")
-    return few
+    return dataclasses.replace(recipe, **kept, scheduler={**teacher.scheduler, **levels})
 
 
 def recipe_of(path: Path) -> Recipe:

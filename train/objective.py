@@ -34,7 +34,7 @@ class Denoising:
         if self.prediction_type not in PREDICTIONS:
             raise DataError(f"the scheduler's prediction_type is {self.prediction_type!r}; choose {', '.join(PREDICTIONS)}")
         try:
-            # How many levels a few-step model learns from is nothing to a forward process.
+            # How many levels lcm samples at is nothing to a forward process.
             settings = {key: value for key, value in scheduler.items() if key != "original_inference_steps"}
             self.scheduler = DDPMScheduler.from_config(settings)
         except (NotImplementedError, TypeError, ValueError) as error:
@@ -110,5 +110,5 @@ def objective(recipe: Recipe) -> Denoising | Restoration | Scattering:
     if recipe.objective == "consistency":
         from .consistency import Consistency
 
-        return Consistency(recipe.scheduler, recipe.loss, recipe.guidance_scale, recipe.sampling_steps)
+        return Consistency(recipe.scheduler, recipe.loss, recipe.guidance_scale)
     return Scattering(recipe.loss) if recipe.objective == "scattering" else Denoising(recipe.scheduler, recipe.loss, recipe.min_snr_gamma)

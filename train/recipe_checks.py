@@ -86,13 +86,6 @@ def check(recipe: Recipe, where: str) -> None:
                 f"{where}: the scheduler's 'original_inference_steps' is {levels!r}; expected the number of levels of the teacher's path, "
                 f"from 1 to {timesteps}"
             )
-        if recipe.sampling_scheduler != "ddim":
-            raise DataError(f"{where}: 'sampling_scheduler' is {recipe.sampling_scheduler!r}; a few-step model jumps as 'ddim' does")
-        if timesteps % levels or levels % recipe.sampling_steps:
-            raise DataError(
-                f"{where}: {recipe.sampling_steps} sampling_steps, {levels} original_inference_steps and {timesteps} num_train_timesteps; "
-                "each must divide the next"
-            )
         if recipe.layout != "orders" and recipe.guidance_scale != 1:
             raise DataError(f"{where}: 'guidance_scale' is {recipe.guidance_scale}; a network without a mask is not guided, leave it at 1")
     _check_labels(recipe, where)

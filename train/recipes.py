@@ -20,14 +20,14 @@ from .sample_recipes import LINEAR, SAMPLE_RECIPES
 class Recipe:
     """Settings of one run. ``cli.py train`` flags of the same name override a recipe's value.
 
-    ``objective`` is ``denoising`` (a pattern from noise, given the light), ``consistency`` (the same in ``sampling_steps`` jumps, learnt
-    from the run it starts from, whose sampling is guided by ``guidance_scale``), ``restoration`` (an image of 8 bits from the same under
-    noise of the standard deviation ``noise_sigma``, black being 0 and white 1, in one step) or ``scattering`` (the light, given a
-    pattern); the last two have no scheduler. ``scheduler`` holds diffusers' scheduler settings, as they will stand in
-    ``scheduler_config.json``. ``masks`` is the share of training targets of which only some orders are asked for, ``condition_dropout``
-    the share of which nothing is asked (classifier-free guidance). ``height_power`` p shows samples as often as height**p says: tall
-    pillars, in which light scatters many times, are what takes long to learn. ``sampling_steps`` is the bundle's default. ``channels``
-    are keys of further maps in the data that the network is conditioned on beside ``Rm`` and ``Tm``; see ``runtime.channels``.
+    ``objective`` is ``denoising`` (a pattern from noise, given the light), ``consistency`` (the same in a few steps, learnt from the
+    run it starts from, whose sampling is guided by ``guidance_scale``), ``restoration`` (an image of 8 bits from the same under noise of
+    the standard deviation ``noise_sigma``, black being 0 and white 1, in one step) or ``scattering`` (the light, given a pattern); the last
+    two have no scheduler. ``scheduler`` holds diffusers' scheduler settings, as they will stand in ``scheduler_config.json``.
+    ``masks`` is the share of training targets of which only some orders are asked for, ``condition_dropout`` the
+    share of which nothing is asked (classifier-free guidance). ``height_power`` p shows samples as often as height**p says: tall pillars,
+    in which light scatters many times, are what takes long to learn. ``sampling_steps`` is the bundle's default. ``channels`` are keys of
+    further maps in the data that the network is conditioned on beside ``Rm`` and ``Tm``; see ``runtime.channels``.
     ``min_snr_gamma`` weights the timesteps of the denoising loss as arXiv 2303.09556 does (the paper takes 5); 0 weights all alike.
     ``target_noise`` is the relative standard deviation of Gaussian noise on the efficiencies a denoiser is shown, for targets that are
     measured. ``compile`` runs the network through ``torch.compile``, which is for GPUs: on a CPU it gained nothing. ``mix_share`` is the
@@ -94,9 +94,6 @@ class Recipe:
 
 _SCHEDULER = {**LINEAR, "beta_schedule": "squaredcos_cap_v2"}
 
-# The path that a few-step model learns, whatever its teacher's sampler: ddim's in so many steps.
-PATH: dict[str, Any] = {"timestep_spacing": "trailing", "clip_sample": False, "original_inference_steps": 20}
-
 # How our own networks learn.
 _LEARNING: dict[str, Any] = {
     "batch_size": 128,
@@ -142,16 +139,15 @@ RECIPES = {
         condition_dropout=0.1,
         **_LEARNING,
     ),
-    # Two steps, or as many as sampling_steps says, in place of the 20 of the run it starts from, guidance included; network and noise
-    # schedule are that run's.
+    # 1 to 4 steps in place of the 20 of the run it starts from, guidance included; network and schedule are that run's.
     "consistency": Recipe(
         name="consistency",
         network="spectral",
         network_arguments={},
         layout="orders",
         canvas=0,
-        scheduler={**_SCHEDULER, "prediction_type": "v_prediction", **PATH},
-        sampling_scheduler="ddim",
+        scheduler={**_SCHEDULER, "prediction_type": "v_prediction", "timestep_spacing": "trailing", "original_inference_steps": 20},
+        sampling_scheduler="lcm",
         sampling_steps=2,
         epochs=12,
         objective="consistency",
