@@ -202,7 +202,8 @@ class MetasurfacePipeline(diffusers.DiffusionPipeline):
         encoded = [encode(self.network, part) if encode_once else part for part in parts]
         single = [value.repeat_interleave(n, dim=0) for value in encoded[-1].values()]
         double = [torch.cat([part[key].repeat_interleave(n, dim=0) for part in encoded]) for key in encoded[0]]
-        options = {"eta": eta} if "eta" in inspect.signature(self.scheduler.step).parameters else {}
+        # DDIM's; see runtime.schedulers.samplers.ddim for the second.
+        options = {"eta": eta, "use_clipped_model_output": True} if "eta" in inspect.signature(self.scheduler.step).parameters else {}
         low, high = guidance_interval
         for t in self.progress_bar(self.scheduler.timesteps[:only_steps]):
             model_input = self.scheduler.scale_model_input(sample, t)

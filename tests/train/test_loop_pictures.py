@@ -89,7 +89,8 @@ def test_a_denoisers_picture_holds_what_the_sampler_gives(small_data: Path, smal
     noise = np.random.Generator(np.random.Philox(key=[2023, 0])).standard_normal((4, 1, 5, 5), dtype=np.float32)
     expected = torch.from_numpy(noise)
     for timestep in scheduler.timesteps:
-        expected = scheduler.step(network(expected, timestep, torch.from_numpy(light)), timestep, expected).prev_sample
+        output = network(expected, timestep, torch.from_numpy(light))
+        expected = scheduler.step(output, timestep, expected, use_clipped_model_output=True).prev_sample
     assert np.abs(found - expected.numpy()).max() < 1e-4
     truth = np.random.default_rng(1).integers(0, 2, (5, 5))
     flipped = truth.copy()
