@@ -19,7 +19,6 @@ from .inpaint import Known, jump_back
 from .schedulers import Plan
 
 Arrays = Mapping[str, np.ndarray]
-STRONGEST = 1e3  # guidance scale; far above all that is of use, and samples stay far from what a float32 can hold
 
 
 class Guidance(NamedTuple):

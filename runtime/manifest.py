@@ -20,7 +20,6 @@ from .channels import LARGEST, fault
 from .condition import LAYOUTS
 from .errors import BundleError
 from .labels import LAYOUT
-from .loop import STRONGEST
 from .schedulers import SCHEDULERS
 from .strict_json import brief, read_json
 
@@ -30,6 +29,7 @@ LARGEST_SIDE = 1024  # pixels or orders along an axis; the reference problem has
 MOST_CHANNELS = 64
 MOST_CLASSES = 1000
 LARGEST_SAMPLE = 1 << 20  # numbers in a sample: 4 MiB each in float32
+STRONGEST = 1e3  # guidance scale; far above all that is of use, and samples stay far from what a float32 can hold
 _DTYPES = ("float16", "float32", "float64", "int64")
 
 # Names that Windows keeps for devices, whatever follows their first dot

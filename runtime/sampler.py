@@ -18,7 +18,8 @@ from .errors import BundleError, Cancelled, TargetError
 from .fabrication import Limits
 from .freedom import Freedom
 from .inpaint import RESAMPLE, Known
-from .loop import STRONGEST, Guidance, denoise
+from .loop import Guidance, denoise
+from .manifest import STRONGEST
 from .schedulers import Plan, plan
 from .target import Target, check_geometry, check_height, check_orders
 
@@ -108,7 +109,7 @@ class Sampler(Engine):
         """Classifier-free guidance with these settings; what is None comes from the bundle.
 
         Raises:
-            TargetError: a scale that is not within ``loop.STRONGEST``, or an interval of noise levels that is empty.
+            TargetError: a scale that is not within ``manifest.STRONGEST``, or an interval of noise levels that is empty.
         """
         default = self.bundle.manifest["sampling"]
         scale = float(default["guidance_scale"] if scale is None else scale)

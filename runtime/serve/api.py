@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from ..errors import BundleError, Cancelled, DataError, GeometryError, MetascatterError, TargetError
-from ..loop import STRONGEST
+from ..manifest import STRONGEST
 from ..schedulers import SCHEDULERS
 from ..target import Target
 from ..version import __version__
