@@ -214,6 +214,27 @@ def export(
             )
 
 
+@group.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--out", "run", required=True, type=click.Path(path_type=Path), help="Folder of the run, which must be new.")
+@click.option("--network", type=click.Choice(["denoiser", "surrogate"]), default="denoiser", show_default=True, help="Which of them.")
+def unpack(bundle: Path, run: Path, network: str) -> None:
+    """Turn a BUNDLE back into a run to fine-tune, where the run it was exported from is not at hand.
+
+    \b
+    python cli.py unpack bundles/si1550 --out runs/shipped
+    python cli.py unpack bundles/si1550 --network surrogate --out runs/judge
+    python cli.py train --data measured/ --init runs/shipped --lr 1e-4 --epochs 20 --out runs/tuned
+    python cli.py export runs/tuned --surrogate runs/judge --out bundles/tuned
+    """
+    with _extra("export"):
+        from export.unpack import unpack as read_back
+        from runtime.bundle import Bundle
+
+        last = read_back(Bundle.open(bundle), run, network, say=status)
+    click.echo(f"unpacked: {last}\nnext: python cli.py train --data DATA --init {run} --out RUN")
+
+
 def _solver(context: click.Context, parameter: click.Parameter, device: str) -> object:
     """What ``simulate`` solves with, on the device asked for; None is the runtime's own solver."""
     if device == "cpu":

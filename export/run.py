@@ -20,7 +20,7 @@ from train.recipes import Recipe
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What export needs of a run: ``facts`` is its data.json, ``calibration`` training samples and ``tests`` held-out ones."""
+    """What export needs of a run: ``facts`` is its data.json; ``calibration``, training samples, and ``tests`` are a denoiser's."""
 
     path: Path
     newest: Path
@@ -28,8 +28,8 @@ class Run:
     recipe: Recipe
     condition: tasks.Conditioning
     network: nn.Module
-    calibration: tasks.Data
-    tests: tasks.Data
+    calibration: tasks.Data | None
+    tests: tasks.Data | None
 
     @classmethod
     def open(cls, path: Path, objective: str, step: int | None = None) -> Run:
@@ -60,13 +60,16 @@ class Run:
             raise DataError(
                 f"{newest} holds weights that are not finite ('{broken[0]}'); remove that checkpoint to go on from the one before"
             )
+        network.eval()
+        if objective == "scattering":  # it is held to the denoiser's samples
+            return cls(path, newest, facts, recipe, condition, network, None, None)
         held = path / "calibration.npz"
+        if not held.exists():
+            raise DataError(f"{held} does not exist, without which nothing can be compared; a run from 'unpack' has to be trained on first")
         samples, test = tasks.load(held, dataclasses.replace(recipe, classes=[])), open_npz(held).get("test")
         if test is None or test.shape != (len(samples),) or test.all() or not test.any():
             raise DataError(f"{held} does not say which of its samples are for testing; train again with --resume to write it anew")
-        return cls(
-            path, newest, facts, recipe, condition, network.eval(), samples.take(np.flatnonzero(~test)), samples.take(np.flatnonzero(test))
-        )
+        return cls(path, newest, facts, recipe, condition, network, samples.take(np.flatnonzero(~test)), samples.take(np.flatnonzero(test)))
 
     def history(self) -> dict[str, Any]:
         """Data, steps, time and losses of the run, from its metrics."""

@@ -221,6 +221,10 @@ def _restore(
     weights = checkpoint.load_weights(path, "ema")
     ema.shadow_params = [weights[name].clone() for name, _ in network.named_parameters()]
     step, moments = checkpoint.load_optimizer(path)
+    if not moments["param_groups"]:
+        raise DataError(
+            f"{path} was unpacked from a bundle, which holds no optimiser's state; start from it with --init in place of --resume"
+        )
     optimizer.load_state_dict(moments)
     ema.optimization_step = step
     state = checkpoint.state_of(path)
