@@ -15,7 +15,7 @@ from click.testing import Result
 from runtime.data import load as load_data
 
 COMMANDS = ["simulate", "train", "export", "infer", "verify", "evaluate", "doctor", "bench"]
-MORE = ["tolerance", "gds", "plot", "serve"]
+MORE = ["tolerance", "gds", "plot", "serve", "unpack"]
 
 
 def test_every_command_of_the_contract_is_listed(run: Callable[..., Result], ok: Callable[[Result], Result]) -> None:
@@ -23,7 +23,7 @@ def test_every_command_of_the_contract_is_listed(run: Callable[..., Result], ok:
     assert listed == {*COMMANDS, *MORE}
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "tolerance", "gds", "plot light", "plot reverse", "serve"])
+@pytest.mark.parametrize("command", [*COMMANDS, "tolerance", "gds", "plot light", "plot reverse", "serve", "unpack"])
 def test_help_has_an_example_to_copy(command: str, run: Callable[..., Result], ok: Callable[[Result], Result]) -> None:
     text = ok(run(*command.split(), "--help")).stdout
     examples = re.findall(rf"^ +(?:metascatter|python cli\.py) {command}\b(.*)$", text, re.M)
