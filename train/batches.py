@@ -20,7 +20,7 @@ from . import tasks
 from .channels import channel_masks, every_mirror_holds, strong_orders
 from .order import Order, in_pieces
 from .recipes import Recipe
-from .symmetry import mirror, shift
+from .symmetry import mirror, nearest_shift, shift
 
 # Numbers of the draws beside those of the steps, out of their reach: of validation, and of the orders of an epoch.
 VALIDATION, ORDER, _MIX_ORDER = 2**62, 2**63, 2**63 + 2**62
@@ -130,6 +130,9 @@ class Batches:
         # The pattern is mapped to [-1, 1]; a canvas around it stays at 0.
         sample[:, 0, window, window] = 2.0 * patterns - 1.0
         noise = rng.standard_normal(sample.shape, dtype=np.float32)
+        if self.recipe.coupling == "shift":
+            rows, columns = nearest_shift(patterns, noise[:, 0, window, window])
+            sample[:, 0, window, window] = 2.0 * shift(patterns, rows, columns) - 1.0
         timestep = rng.integers(0, self.timesteps, count)
         if augment and self.recipe.target_noise:
             # Drawn last: a recipe without it sees what it always saw. An efficiency stays at 0 or above.

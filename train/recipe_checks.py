@@ -18,6 +18,7 @@ _CHOICES = {
     "loss": ("mse", "l1", "huber"),
     "optimizer": ("adam", "adamw", "muon"),
     "lr_schedule": ("constant", "cosine"),
+    "coupling": ("independent", "shift"),
     "precision": ("fp32", "bf16", "fp16"),
     "layout": ("orders", "planes", "labels"),
     "colours": ("", *COLOURS),
@@ -74,6 +75,8 @@ def check(recipe: Recipe, where: str) -> None:
     for key, objectives in (("min_snr_gamma", ("denoising",)), ("target_noise", ("denoising", "consistency"))):
         if recipe.objective not in objectives and getattr(recipe, key):
             raise DataError(f"{where}: '{key}' is {getattr(recipe, key)}, which is for denoising; leave it at 0")
+    if recipe.coupling != "independent" and (recipe.layout == "labels" or recipe.objective not in ("denoising", "consistency")):
+        raise DataError(f"{where}: 'coupling' is '{recipe.coupling}', which is for denoisers of metasurfaces; leave it 'independent'")
     if (recipe.objective == "restoration") != (recipe.noise_sigma > 0):
         words = (
             "which is for the objective 'restoration'; leave it at 0" if recipe.noise_sigma else "and the objective 'restoration'; set it"

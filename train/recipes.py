@@ -28,6 +28,8 @@ class Recipe:
     share of which nothing is asked (classifier-free guidance). ``height_power`` p shows samples as often as height**p says: tall pillars,
     in which light scatters many times, are what takes long to learn. ``sampling_steps`` is the bundle's default. ``channels`` are keys of
     further maps in the data that the network is conditioned on beside ``Rm`` and ``Tm``; see ``runtime.channels``.
+    ``coupling`` says which noise a pattern is shown with: ``independent``, or ``shift`` for each pattern in that cyclic shift of it which
+    lies nearest to the noise (``symmetry.nearest_shift``), with which fewer steps do and samplers should add no noise of their own.
     ``min_snr_gamma`` weights the timesteps of the denoising loss as arXiv 2303.09556 does (the paper takes 5); 0 weights all alike.
     ``target_noise`` is the relative standard deviation of Gaussian noise on the efficiencies a denoiser is shown, for targets that are
     measured. ``compile`` runs the network through ``torch.compile``, which is for GPUs: on a CPU it gained nothing. ``mix_share`` is the
@@ -68,6 +70,7 @@ class Recipe:
     masks: float = 0.0
     condition_dropout: float = 0.0
     height_power: float = 0.0
+    coupling: str = "independent"
     guidance_scale: float = 1.0
     min_snr_gamma: float = 0.0
     target_noise: float = 0.0

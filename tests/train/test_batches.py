@@ -13,10 +13,11 @@ from runtime.data import load
 from runtime.errors import DataError
 from runtime.geometry import Geometry
 from runtime.physics.rcwa import Solver
+from runtime.search import canonical
 from train import order, tasks
 from train.batches import Batches, random_masks, split
 from train.recipes import RECIPES, Recipe
-from train.symmetry import mirror, shift
+from train.symmetry import mirror, nearest_shift, shift
 
 GEOMETRY = Geometry(period_nm=(2000.0, 2300.0), harmonics=3, dtype="complex128")
 
@@ -38,6 +39,16 @@ def test_shifts_against_the_solver():
     solver = Solver(GEOMETRY, 4)
     for maps, same in zip(solver.solve(pattern[0], 300.0), solver.solve(shifted[0], 300.0), strict=True):
         assert np.abs(maps - same).max() < 1e-9
+
+
+def test_the_nearest_shift_is_the_nearest_of_all():
+    rng = np.random.default_rng(3)
+    patterns, noise = rng.integers(0, 2, (20, 5, 5)), rng.standard_normal((20, 5, 5))
+    found = shift(patterns, *nearest_shift(patterns, noise))
+    for pattern, moved, own in zip(patterns, found, noise, strict=True):
+        every = [np.roll(pattern, (i, j), axis=(0, 1)) for i in range(5) for j in range(5)]
+        assert any(np.array_equal(moved, other) for other in every)
+        assert np.linalg.norm(2 * moved - 1 - own) == pytest.approx(min(np.linalg.norm(2 * other - 1 - own) for other in every))
 
 
 def test_split_belongs_to_the_sample_not_its_place(small_data):
@@ -147,6 +158,20 @@ def test_height_power_shows_tall_pillars_more_often(small_data, small_run):
     assert drawn.mean() > data.h.mean() * 1.2
     again = tall.training(3)
     assert all(np.array_equal(again[key], value) for key, value in tall.training(3).items())
+
+
+def test_coupling_moves_the_patterns_alone(small_data, small_recipe):
+    _, independent = batches(small_data, dataclasses.replace(small_recipe, coupling="independent"))
+    _, coupled = batches(small_data, dataclasses.replace(small_recipe, coupling="shift"))
+    for before, after in ((independent.training(3), coupled.training(3)), (independent.validation(), coupled.validation())):
+        for key in before.keys() - {"sample"}:
+            assert np.array_equal(before[key], after[key]), key
+        assert np.array_equal(canonical(before["sample"][:, 0] > 0), canonical(after["sample"][:, 0] > 0))
+        closer = (before["sample"] * before["noise"]).sum((1, 2, 3)), (after["sample"] * after["noise"]).sum((1, 2, 3))
+        assert (closer[1] >= closer[0]).all()
+        assert closer[1].mean() > 5 > closer[0].mean(), (
+            "of 25 shifts the nearest lies some 1.9 standard deviations, of 5 each, off the mean"
+        )
 
 
 def test_noise_on_targets_is_multiplicative_and_leaves_the_other_draws_alone(small_data, small_recipe):

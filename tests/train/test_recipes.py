@@ -46,6 +46,12 @@ def test_a_file_starts_from_a_recipe(tmp_path):
         ('base = "default"\nmix_share = 0.0', r"'mix_share' is 0.0; it must be above 0 and below 1"),
         ('base = "default"\nvalidation_fraction = 1.0', r"'validation_fraction' is 1.0; it must be above 0 and below 1"),
         ('base = "default"\nmasks = 1.5', r"'masks' is 1.5; it must be from 0 to 1"),
+        ('base = "default"\ncoupling = "nearest"', r"'coupling' is 'nearest'; choose independent, shift"),
+        (
+            'base = "surrogate"\ncoupling = "shift"',
+            r"'coupling' is 'shift', which is for denoisers of metasurfaces; leave it 'independent'",
+        ),
+        ('base = "digits"\ncoupling = "shift"', r"'coupling' is 'shift', which is for denoisers of metasurfaces"),
         ('base = "default"\nmasks = 0.95', r"'masks' and 'condition_dropout' are 0.95 and 0.1; together at most 1"),
         ('base = "surrogate"\ntarget_noise = 0.1', r"'target_noise' is 0.1, which is for denoising"),
         ('base = "surrogate"\nmin_snr_gamma = 5', r"'min_snr_gamma' is 5, which is for denoising"),
