@@ -227,6 +227,7 @@ def unpack(bundle: Path, run: Path, network: str) -> None:
     python cli.py train --data measured/ --init runs/shipped --lr 1e-4 --epochs 20 --out runs/tuned
     python cli.py export runs/tuned --surrogate runs/judge --out bundles/tuned
     """
+    check_writable(run)
     with _extra("export"):
         from export.unpack import unpack as read_back
         from runtime.bundle import Bundle

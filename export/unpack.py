@@ -21,7 +21,7 @@ from torch import nn
 from runtime.bundle import Bundle
 from runtime.errors import BundleError, DataError
 from runtime.files import atomic_directory, write_json
-from runtime.selftest import TOLERANCE
+from runtime.selftest import TOLERANCE, difference
 from train import checkpoint, networks
 from train.networks.surrogate import Surrogate
 from train.recipes import from_dict
@@ -109,7 +109,9 @@ def _pairs(template: bytes, content: bytes, where: str) -> list[tuple[np.ndarray
     """The constants of ``template``, the ONNX file of random parameters, each with the bundle's own in its place."""
     drawn, own = (onnx.load_from_string(file).graph.initializer for file in (template, content))
     if [(t.name, t.dims, t.data_type) for t in drawn] != [(t.name, t.dims, t.data_type) for t in own]:
-        raise BundleError(f"{where} was written by another version of the exporter, or for another network; export it again with this one")
+        raise BundleError(
+            f"{where} was written by another version of the exporter, or for another network; install the versions that its manifest names"
+        )
     return [(numpy_helper.to_array(t), numpy_helper.to_array(o)) for t, o in zip(drawn, own, strict=True)]
 
 
@@ -149,12 +151,11 @@ def _factors(network: Surrogate, pairs: Iterable[tuple[np.ndarray, np.ndarray]])
     return {name: torch.from_numpy(value.astype(np.float32)) for name, value in made.items()}
 
 
-def _require_golden(made: dict[str, Part], bundle: Bundle) -> None:
+def _require_golden(made: Mapping[str, Part], bundle: Bundle) -> None:
     golden = bundle.arrays("golden.npz")
     for name, part in made.items():
         found = part({key: torch.from_numpy(golden[f"{name}.in.{key}"]) for key in part.inputs})
-        for key, value in found.items():
-            expected = golden[f"{name}.out.{key}"].astype(np.float64)
-            apart = float(np.sqrt(np.mean((value.numpy() - expected) ** 2) / (np.mean(expected**2) + 1e-12)))
-            if not apart <= TOLERANCE["fp32"]:
-                raise BundleError(f"the {name} read back from {bundle.path} differs from its golden outputs by {apart:.1e}; report this")
+        outputs = {key: golden[f"{name}.out.{key}"] for key in found}
+        relative, _ = difference({key: value.numpy() for key, value in found.items()}, outputs)
+        if not relative <= TOLERANCE["fp32"]:
+            raise BundleError(f"the {name} read back from {bundle.path} differs from its golden outputs by {relative:.1e}; report this")

@@ -28,12 +28,7 @@ def compare(bundle: Bundle, networks: Mapping[str, Network]) -> dict[str, Any]:
         golden = bundle.arrays("golden.npz")
         for name, network in networks.items():
             found = network({key.split(".in.")[1]: value for key, value in golden.items() if key.startswith(f"{name}.in.")})
-            expected = {key: golden[f"{name}.out.{key}"].astype(np.float64) for key in found}
-            with np.errstate(all="ignore"):
-                apart = {key: np.abs(value - expected[key]) for key, value in found.items()}
-                # Not Python's max, which passes over a NaN that is not the first.
-                relative = float(np.max([np.sqrt(np.mean(a**2) / max(np.mean(expected[key] ** 2), 1e-12)) for key, a in apart.items()]))
-                largest = float(np.max([a.max() for a in apart.values()]))
+            relative, largest = difference(found, {key: golden[f"{name}.out.{key}"] for key in found})
             finite = bool(np.isfinite(relative))
             differences[name] = {"relative_difference": relative if finite else None, "largest_difference": largest if finite else None}
             limit = TOLERANCE[network.precision]
@@ -53,6 +48,16 @@ def compare(bundle: Bundle, networks: Mapping[str, Network]) -> dict[str, Any]:
         problem = f"golden.npz of {bundle.path} does not fit the networks ({error}); export the bundle again"
         return {"ok": False, "networks": differences, "problem": problem}
     return {"ok": True, "networks": differences}
+
+
+def difference(found: Mapping[str, np.ndarray], golden: Mapping[str, np.ndarray]) -> tuple[float, float]:
+    """Of all outputs of a network the largest root mean square difference, relative to the golden output's, and the largest difference."""
+    with np.errstate(all="ignore"):
+        expected = {key: golden[key].astype(np.float64) for key in found}
+        apart = {key: np.abs(value - expected[key]) for key, value in found.items()}
+        # Not Python's max, which passes over a NaN that is not the first.
+        relative = np.max([np.sqrt(np.mean(a**2) / max(np.mean(expected[key] ** 2), 1e-12)) for key, a in apart.items()])
+        return float(relative), float(np.max([a.max() for a in apart.values()]))
 
 
 def require(bundle: Bundle, networks: Mapping[str, Network]) -> None:

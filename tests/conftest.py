@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from runtime.bundle import digest
 from runtime.data import DataSet
 from runtime.files import write_npz
 from runtime.geometry import Geometry
@@ -106,6 +109,19 @@ def small_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     from export.bundle import export
 
     return export(run, Path(kept) if kept else tmp_path_factory.mktemp("bundle") / "small")
+
+
+@pytest.fixture(scope="session")
+def rewrite() -> Callable[[Path, Callable[[dict[str, Any]], object]], None]:
+    """Change the manifest as somebody would who knows how the digest is made."""
+
+    def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        change(manifest)
+        manifest["digest"] = digest(manifest)
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    return rewrite
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

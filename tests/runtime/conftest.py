@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.bundle import digest
 from runtime.data import DataSet
 from runtime.data import load as load_data
 from runtime.sampler import Sampler, load
@@ -25,19 +23,6 @@ from runtime.target import Target
 def folder(small_bundle: Path, tmp_path: Path) -> Path:
     """A copy of the small bundle that a test may spoil."""
     return Path(shutil.copytree(small_bundle, tmp_path / "bundle"))
-
-
-@pytest.fixture(scope="session")
-def rewrite() -> Callable[[Path, Callable[[dict[str, Any]], object]], None]:
-    """Change the manifest as somebody would who knows how the digest is made."""
-
-    def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        change(manifest)
-        manifest["digest"] = digest(manifest)
-        (folder / "manifest.json").write_text(json.dumps(manifest))
-
-    return rewrite
 
 
 # --- The sampler ----------------------------------------------------------------------------------------------------
