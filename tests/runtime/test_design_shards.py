@@ -41,23 +41,7 @@ COUNT = 5
 ENGINE = {"backend": "onnxruntime", "device": "cpu", "precision": "fp32"}
 SEARCH = {"refine": False, "budget": 32, "fixed": None, "height": None, "limits": None}
 JOB = Job(3, 2, 7, {"steps": 2}, SEARCH, None, True, Making(), ENGINE)
-QUICK = [
-    "-n",
-    3,
-    "--top",
-    2,
-    "--seed",
-    7,
-    "--steps",
-    2,
-    "--no-refine",
-    "--backend",
-    "onnxruntime",
-    "--device",
-    "cpu",
-    "--precision",
-    "fp32",
-]
+QUICK = ["-n", 3, "--top", 2, "--seed", 7, "--steps", 2, "--no-refine", *(f"--{key}={value}" for key, value in ENGINE.items())]
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from runtime.backends import openvino as engine
 from runtime.bundle import Bundle
 from runtime.errors import BackendError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 Cached = Callable[[], tuple[np.ndarray, int]]
 
