@@ -118,7 +118,7 @@ def _training(manifest: Mapping[str, Any]) -> list[str]:
             else "The encoder runs once a target, the denoiser once a step "
         )
         + ("" if len(networks) == 1 else "and candidate, the surrogate once a candidate."),
-        *_sampling(manifest.get("sampling")),
+        *_sampling(manifest.get("sampling"), recipe["network_arguments"].get("unrolled", {}).get("passes", 1)),
     ]
 
 
@@ -127,11 +127,12 @@ def _predicted(recipe: Mapping[str, Any]) -> str:
     return f", {prediction}; the training loss includes masked and dropped conditions" if prediction else ", the clean image"
 
 
-def _sampling(settings: Mapping[str, Any] | None) -> list[str]:
+def _sampling(settings: Mapping[str, Any] | None, passes: int) -> list[str]:
     if settings is None:
         return []
+    each = f" of {passes} passes each" if passes > 1 else ""
     return [
-        f"- Default sampling: {settings['scheduler']}, {settings['steps']} steps, eta {settings['eta']:g}, "
+        f"- Default sampling: {settings['scheduler']}, {settings['steps']} steps{each}, eta {settings['eta']:g}, "
         f"guidance scale {settings['guidance_scale']:g}."
     ]
 

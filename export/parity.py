@@ -22,7 +22,7 @@ from train import tasks
 from .onnx import Part
 
 BATCHES = (1, 7, 64)
-BOUND = 1e-4  # largest difference of an fp32 network's output from PyTorch's
+BOUND = 1e-4  # largest difference of an fp32 network's output from PyTorch's, relative to the larger of 1 and the largest output
 # How much worse the median misrouted power of ranked designs may become; files beyond it are not shipped unless forced.
 WORSE = {"fp32": 0.002, "fp16": 0.002, "int8": 0.01}
 # How far samples, which run from -1 to 1, may move on average where nothing ranks them.
@@ -105,8 +105,8 @@ class Comparison(abc.ABC):
         """The distance of an engine's networks from PyTorch.
 
         Returns:
-            ``networks``: per network and batch size, ``max_abs``, ``mean_abs`` and ``finite`` of each output; ``timesteps``: the same of
-            the denoiser at single timesteps, or sizes of noise; and :meth:`trajectory`.
+            ``networks``: per network and batch size what :func:`apart` says of each output; ``timesteps``: the same of the denoiser at
+            single timesteps, or sizes of noise; and :meth:`trajectory`.
         """
         report: dict[str, Any] = {"networks": {}, "timesteps": {}}
         for name, network in networks.items():
@@ -200,11 +200,13 @@ class Yardstick(Comparison):
 
 
 def apart(found: np.ndarray, wanted: np.ndarray) -> dict[str, Any]:
+    """Largest and mean difference of an output from PyTorch's, None where not all of it is finite, and the largest number of PyTorch's."""
     difference = np.abs(found - wanted)
     finite = bool(np.isfinite(found).all())
     return {
         "max_abs": float(difference.max()) if finite else None,
         "mean_abs": float(difference.mean()) if finite else None,
+        "largest": float(np.abs(wanted).max()),
         "finite": finite,
     }
 
@@ -273,20 +275,24 @@ def row(precision: str, where: str, report: Mapping[str, Any] | None) -> str:
     return f"{precision:5} {where:18} network {worst(report):.1e}, {what} {path['mean_abs']:.1e} on average{ranked}"
 
 
-def worst(report: Mapping[str, Any] | None) -> float:
-    """The largest difference of any network output in a report; infinite where anything, samples included, was not finite."""
+def worst(report: Mapping[str, Any] | None, relative: bool = False) -> float:
+    """The largest difference of any network output in a report; infinite where anything, samples included, was not finite.
+
+    Args:
+        relative: to the larger of 1 and the output's largest number: float32 has seven digits, whatever stands before the point.
+    """
     if report is None:
         return float("inf")
     rows = [output for batches in report["networks"].values() for outputs in batches.values() for output in outputs.values()]
     rows += report["timesteps"].values()
     if not all(o["finite"] for o in [*rows, report["trajectory"]]):
         return float("inf")
-    return max(o["max_abs"] for o in rows)
+    return max(o["max_abs"] / (max(1.0, o["largest"]) if relative else 1.0) for o in rows)
 
 
 def refusal(precision: str, where: str, report: Mapping[str, Any] | None) -> tuple[str | None, bool]:
     """Why an exported precision may not be shipped, if so, and whether --force may overrule it."""
-    apart = worst(report)
+    apart = worst(report, relative=True)
     if report is None or apart == float("inf"):
         return f"{precision} on {where} gives numbers that are not finite", False
     if precision == "fp32" and not apart <= BOUND:

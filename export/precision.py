@@ -1,8 +1,8 @@
 """Reduced precisions: a half-precision twin of a network, and int8 by ONNX Runtime's static quantization.
 
 The half network computes in float16 inside and speaks float32 outside. What overflows or loses its meaning in half stays in float32:
-the sinusoids of timestep and height (whose arguments reach 1000), every normalisation (whose sums of squares do), and what was measured
-on the training data.
+the sinusoids of timestep and height (whose arguments reach 1000), every normalisation (whose sums of squares do), what was measured
+on the training data, and the sample between the passes of a network that makes several.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from train.networks.spectral import Fourier
+from train.networks.unrolled import Path as Unrolled
 
 from .onnx import cleaned
 
@@ -33,8 +34,9 @@ def half(network: nn.Module) -> nn.Module:
     Every product casts its own input, so float32 inputs and sinusoids reach the first one uncut.
     """
     twin = copy.deepcopy(network).half()
-    measured = {name for name, _ in network.named_buffers()} & set(network.state_dict())
-    for name in measured:
+    exact = {name for name, _ in network.named_buffers()} & set(network.state_dict())
+    exact |= {f"{name}.table" for name, module in network.named_modules() if isinstance(module, Unrolled)}
+    for name in exact:
         owner, _, key = name.rpartition(".")
         setattr(twin.get_submodule(owner), key, network.get_buffer(name).clone())
     _replace_norms(twin)

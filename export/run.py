@@ -33,7 +33,7 @@ class Run:
 
     @classmethod
     def open(cls, path: Path, objective: str, step: int | None = None) -> Run:
-        """Read a run folder whose recipe has this objective; a few-step model (``consistency``) is a denoiser like others.
+        """Read a run folder whose recipe has this objective; a few-step model (``distillation``) is a denoiser like others.
 
         Args:
             step: of the checkpoint to take; None is the newest.

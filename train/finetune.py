@@ -23,6 +23,7 @@ from .recipes import Recipe, from_dict, load_recipe, override, quick
 
 # Heights may lie outside the first run's range by this share of it: its own validation samples do, and a network does not stop there.
 _BEYOND = 0.05
+UNROLLED = "unrolled"  # the argument of a network that makes several passes in a call
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,6 +68,8 @@ class Start:
         """
         pairs = [(name, getattr(self.recipe, name), getattr(recipe, name)) for name in ("network", "layout", "canvas", "channels")]
         mine, theirs = self.recipe.network_arguments, recipe.network_arguments
+        if recipe.objective == "distillation":
+            theirs = taught(theirs)
         pairs += [(f"network_arguments.{name}", mine.get(name), theirs.get(name)) for name in sorted({*mine, *theirs})]
         pairs += [(f"scheduler.{name}", self.recipe.scheduler.get(name), recipe.scheduler.get(name)) for name in ("prediction_type",)]
         for name, before, now in pairs:
@@ -120,29 +123,45 @@ def recipe_for(
 ) -> Recipe:
     """The recipe a command means: the one named, else that of the run it goes on with or starts from, else ``default``.
 
-    A few-step model has the network and the noise schedule of the run it learns from, whatever its recipe says of them. ``hurry`` takes
-    the quick settings of a recipe that is named, but for their data where ``data`` are named as well.
+    A few-step model has the network, the noise schedule and the pairs of pattern and noise of the run it learns from, whatever its recipe
+    says of them; but it may make several passes in a call, and samples are clipped at the end alone. ``hurry`` takes the quick settings of
+    a recipe that is named, but for their data where ``data`` are named as well.
 
     Raises:
-        DataError: no such recipe, quick settings of none, or a few-step model without a run to learn from.
+        DataError: no such recipe, quick settings of none, a few-step model without a run to learn from, or one to start from.
     """
     before = resumed if resumed is not None and (resumed / "recipe.json").exists() else init
-    if name is None and before is not None:
+    taken = None if before is None else recipe_of(before)
+    if taken is not None and taken.objective == "distillation" and before == init:
+        raise DataError(f"{before} holds a few-step model, which has its guidance in it; name the run it learnt from with --init")
+    if name is None and taken is not None:
         if hurry:
             raise DataError(f"{before} has its own settings, and --quick is of a recipe; name the --recipe, or shorten the run by --epochs")
-        return override(recipe_of(before), overrides, "the command line")
+        return override(taken, overrides, "the command line")
     recipe = load_recipe(name or "default")
     recipe = override(quick(recipe, data) if hurry else recipe, overrides, "the command line")
-    if recipe.objective != "consistency":
+    if recipe.objective != "distillation":
         return recipe
-    if before is None:
+    if taken is None:
         raise DataError(f"the recipe {recipe.name} learns from a trained model; name its run with --init")
-    teacher = recipe_of(before)
-    if teacher.objective == "scattering":
+    if taken.objective == "scattering":
         raise DataError(f"{before} holds a surrogate, which samples nothing; name the run of a denoiser with --init")
-    levels = {"original_inference_steps": recipe.scheduler["original_inference_steps"]}
-    kept = {key: getattr(teacher, key) for key in ("network", "network_arguments", "layout", "canvas", "channels")}
-    return dataclasses.replace(recipe, **kept, scheduler={**teacher.scheduler, **levels})
+    kept = {key: getattr(taken, key) for key in ("network", "layout", "canvas", "channels", "coupling")}
+    scheduler = {**taken.scheduler, "clip_sample": False}
+    arguments, passes = taught(taken.network_arguments), recipe.network_arguments.get(UNROLLED, {}).get("passes", 1)
+    if passes > 1:
+        if taken.network != "spectral" or scheduler.get("prediction_type") != "v_prediction":
+            raise DataError(
+                f"{before} has the network '{taken.network}', and only 'spectral' with the prediction_type 'v_prediction' makes {passes} "
+                "passes in a call; set network_arguments.unrolled to { passes = 1 } in a recipe file"
+            )
+        arguments[UNROLLED] = {"scheduler": scheduler, "calls": recipe.sampling_steps, "passes": passes}
+    return dataclasses.replace(recipe, **kept, network_arguments=arguments, scheduler=scheduler)
+
+
+def taught(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The network's arguments of who teaches a few-step model with these: the same ones, and one pass in a call."""
+    return {key: value for key, value in arguments.items() if key != UNROLLED}
 
 
 def recipe_of(path: Path) -> Recipe:

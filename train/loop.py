@@ -29,8 +29,8 @@ from runtime.files import write_json
 from runtime.schedulers import plan
 
 from . import checkpoint, networks, optimizers, processes, samples, tasks
-from .consistency import Consistency
-from .finetune import load_into
+from .distillation import Distillation
+from .finetune import load_into, taught
 from .interrupt import Interrupts
 from .log import Log
 from .networks.surrogate import Surrogate
@@ -88,9 +88,9 @@ def train(
     network = _network(run)
     if init is not None:
         load_into(network, init)
-    if isinstance(goal, Consistency):
+    if isinstance(goal, Distillation):
         # The teacher stays with the run: resuming must not depend on what became of the run it came from.
-        goal.teacher = _network(run).eval().requires_grad_(False).to(accelerator.device)
+        goal.teacher = _network(run, teacher=True).eval().requires_grad_(False).to(accelerator.device)
         goal.teacher.load_state_dict(network.state_dict() if init is not None else checkpoint.load_weights(out, "teacher"))
     optimizer = optimizers.build(recipe, network)
     ema = EMAModel(network.parameters(), decay=recipe.ema_decay, use_ema_warmup=True, power=0.75)
@@ -107,7 +107,7 @@ def train(
             # diffusers keeps this in a set, whose order changes from process to process.
             defaults = sorted(config.get("_use_default_values", []))
             write_json(out / "scheduler_config.json", {**config, "_use_default_values": defaults, **further})
-        if isinstance(goal, Consistency):
+        if isinstance(goal, Distillation):
             checkpoint.save_weights(out, "teacher", goal.teacher.state_dict())
     model, optimizer = accelerator.prepare(network, optimizer)
     if recipe.compile:
@@ -190,15 +190,15 @@ def held_out(run: Run, accelerator: Accelerator) -> dict[str, dict[str, torch.Te
     return {name: processes.to_device(batches(part, run.condition, run.recipe).validation(), accelerator) for name, part in parts.items()}
 
 
-def _network(run: Run) -> nn.Module:
-    """The recipe's network, freshly initialised.
+def _network(run: Run, teacher: bool = False) -> nn.Module:
+    """The recipe's network, or its teacher's, freshly initialised.
 
     Raises:
         DataError: it cannot be made with these arguments, or is for another objective or layout.
     """
     recipe = run.recipe
     try:
-        network = networks.build(recipe.network, recipe.network_arguments)
+        network = networks.build(recipe.network, taught(recipe.network_arguments) if teacher else recipe.network_arguments)
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise DataError(f"the network '{recipe.network}' cannot be made with the recipe's network_arguments ({error})") from None
     given = tasks.inputs(recipe)

@@ -34,9 +34,7 @@ class Denoising:
         if self.prediction_type not in PREDICTIONS:
             raise DataError(f"the scheduler's prediction_type is {self.prediction_type!r}; choose {', '.join(PREDICTIONS)}")
         try:
-            # How many levels lcm samples at is nothing to a forward process.
-            settings = {key: value for key, value in scheduler.items() if key != "original_inference_steps"}
-            self.scheduler = DDPMScheduler.from_config(settings)
+            self.scheduler = DDPMScheduler.from_config(dict(scheduler))
         except (NotImplementedError, TypeError, ValueError) as error:
             raise DataError(f"diffusers refuses the recipe's scheduler ({error}); look at its fields") from None
         self.loss = LOSSES[loss]
@@ -107,8 +105,8 @@ def objective(recipe: Recipe) -> Denoising | Restoration | Scattering:
     """The objective a recipe names."""
     if recipe.objective == "restoration":
         return Restoration(recipe.noise_sigma, recipe.loss)
-    if recipe.objective == "consistency":
-        from .consistency import Consistency
+    if recipe.objective == "distillation":
+        from .distillation import Distillation
 
-        return Consistency(recipe.scheduler, recipe.loss, recipe.guidance_scale)
+        return Distillation(recipe.scheduler, recipe.loss, recipe.guidance_scale, recipe.sampling_steps, recipe.teacher_steps)
     return Scattering(recipe.loss) if recipe.objective == "scattering" else Denoising(recipe.scheduler, recipe.loss, recipe.min_snr_gamma)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .recipes import Recipe
 
 _CHOICES = {
-    "objective": ("denoising", "consistency", "restoration", "scattering"),
+    "objective": ("denoising", "distillation", "restoration", "scattering"),
     "loss": ("mse", "l1", "huber"),
     "optimizer": ("adam", "adamw", "muon"),
     "lr_schedule": ("constant", "cosine"),
@@ -36,7 +36,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 _POSITIVE = ("batch_size", "epochs", "lr")
 _NOT_NEGATIVE = (
     *("warmup_steps", "gradient_clip", "min_snr_gamma", "target_noise", "guidance_scale"),
-    *("training_samples", "seed", "canvas", "sampling_steps", "noise_sigma"),
+    *("training_samples", "seed", "canvas", "sampling_steps", "teacher_steps", "noise_sigma"),
 )
 _SHARES = ("masks", "condition_dropout", "ema_decay", "crop")
 _PROPER_SHARES = ("validation_fraction", "mix_share")
@@ -72,23 +72,31 @@ def check(recipe: Recipe, where: str) -> None:
                 raise DataError(f"{where}: '{key}' is {getattr(recipe, key)}; it must be {words}")
     if recipe.masks + recipe.condition_dropout > 1:
         raise DataError(f"{where}: 'masks' and 'condition_dropout' are {recipe.masks} and {recipe.condition_dropout}; together at most 1")
-    for key, objectives in (("min_snr_gamma", ("denoising",)), ("target_noise", ("denoising", "consistency"))):
+    for key, objectives in (("min_snr_gamma", ("denoising",)), ("target_noise", ("denoising", "distillation"))):
         if recipe.objective not in objectives and getattr(recipe, key):
             raise DataError(f"{where}: '{key}' is {getattr(recipe, key)}, which is for denoising; leave it at 0")
-    if recipe.coupling != "independent" and (recipe.layout == "labels" or recipe.objective not in ("denoising", "consistency")):
+    if recipe.coupling != "independent" and (recipe.layout == "labels" or recipe.objective not in ("denoising", "distillation")):
         raise DataError(f"{where}: 'coupling' is '{recipe.coupling}', which is for denoisers of metasurfaces; leave it 'independent'")
     if (recipe.objective == "restoration") != (recipe.noise_sigma > 0):
         words = (
             "which is for the objective 'restoration'; leave it at 0" if recipe.noise_sigma else "and the objective 'restoration'; set it"
         )
         raise DataError(f"{where}: 'noise_sigma' is {recipe.noise_sigma}, {words}")
-    if recipe.objective == "consistency":
-        levels, timesteps = (recipe.scheduler.get(key, 0) for key in ("original_inference_steps", "num_train_timesteps"))
-        if not isinstance(levels, int) or not 1 <= levels <= timesteps:
+    if recipe.objective == "distillation":
+        if recipe.sampling_steps < 1 or recipe.teacher_steps < 1 or recipe.teacher_steps % recipe.sampling_steps:
             raise DataError(
-                f"{where}: the scheduler's 'original_inference_steps' is {levels!r}; expected the number of levels of the teacher's path, "
-                f"from 1 to {timesteps}"
+                f"{where}: 'teacher_steps' is {recipe.teacher_steps} and 'sampling_steps' {recipe.sampling_steps}; each step "
+                "learns as many of the teacher's, expected a multiple"
             )
+        timesteps = recipe.scheduler.get("num_train_timesteps", 1000)
+        if timesteps % recipe.sampling_steps:
+            raise DataError(
+                f"{where}: 'sampling_steps' is {recipe.sampling_steps} and the scheduler has {timesteps} timesteps; its parts "
+                "have to be equal, expected a divisor"
+            )
+        unrolled = recipe.network_arguments.get("unrolled", {"passes": 1})
+        if not isinstance(unrolled, dict) or not isinstance(unrolled.get("passes"), int) or unrolled["passes"] < 1:
+            raise DataError(f"{where}: 'network_arguments.unrolled' is {unrolled!r}; expected {{'passes': 1}}, or more of them in a call")
         if recipe.layout != "orders" and recipe.guidance_scale != 1:
             raise DataError(f"{where}: 'guidance_scale' is {recipe.guidance_scale}; a network without a mask is not guided, leave it at 1")
     _check_labels(recipe, where)
@@ -102,7 +110,7 @@ def _check_labels(recipe: Recipe, where: str) -> None:
         for key in ("data", "classes", "labelled", "quick", "flips", "crop", "colours"):
             if getattr(recipe, key):
                 raise DataError(f"{where}: '{key}' is {getattr(recipe, key)!r}, which is for the layout 'labels'; leave it out")
-        if recipe.guidance_scale != 1 and recipe.objective != "consistency":
+        if recipe.guidance_scale != 1 and recipe.objective != "distillation":
             raise DataError(
                 f"{where}: 'guidance_scale' is {recipe.guidance_scale}; of metasurfaces it is stated when exporting, leave it at 1"
             )

@@ -20,11 +20,11 @@ from .sample_recipes import LINEAR, SAMPLE_RECIPES
 class Recipe:
     """Settings of one run. ``cli.py train`` flags of the same name override a recipe's value.
 
-    ``objective`` is ``denoising`` (a pattern from noise, given the light), ``consistency`` (the same in a few steps, learnt from the
-    run it starts from, whose sampling is guided by ``guidance_scale``), ``restoration`` (an image of 8 bits from the same under noise of
-    the standard deviation ``noise_sigma``, black being 0 and white 1, in one step) or ``scattering`` (the light, given a pattern); the last
-    two have no scheduler. ``scheduler`` holds diffusers' scheduler settings, as they will stand in ``scheduler_config.json``.
-    ``masks`` is the share of training targets of which only some orders are asked for, ``condition_dropout`` the
+    ``objective`` is ``denoising`` (a pattern from noise, given the light), ``distillation`` (the same in ``sampling_steps`` calls, learnt
+    from ``teacher_steps`` of the run it starts from, whose sampling is guided by ``guidance_scale``), ``restoration`` (an image of 8 bits
+    from the same under noise of the standard deviation ``noise_sigma``, black being 0 and white 1, in one step) or ``scattering`` (the
+    light, given a pattern); the last two have no scheduler. ``scheduler`` holds diffusers' scheduler settings, as they will stand in
+    ``scheduler_config.json``. ``masks`` is the share of training targets of which only some orders are asked for, ``condition_dropout`` the
     share of which nothing is asked (classifier-free guidance). ``height_power`` p shows samples as often as height**p says: tall pillars,
     in which light scatters many times, are what takes long to learn. ``sampling_steps`` is the bundle's default. ``channels`` are keys of
     further maps in the data that the network is conditioned on beside ``Rm`` and ``Tm``; see ``runtime.channels``.
@@ -72,6 +72,7 @@ class Recipe:
     height_power: float = 0.0
     coupling: str = "independent"
     guidance_scale: float = 1.0
+    teacher_steps: int = 0
     min_snr_gamma: float = 0.0
     target_noise: float = 0.0
     compile: bool = False
@@ -89,7 +90,7 @@ class Recipe:
     @property
     def scheduled(self) -> bool:
         """Whether the network is told a timestep of a noise schedule."""
-        return self.objective in ("denoising", "consistency")
+        return self.objective in ("denoising", "distillation")
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -142,18 +143,19 @@ RECIPES = {
         condition_dropout=0.1,
         **_LEARNING,
     ),
-    # 1 to 4 steps in place of the 20 of the run it starts from, guidance included; network and schedule are that run's.
+    # 2 calls of 3 passes each in place of the 20 guided steps of the run it starts from; network and schedule are that run's.
     "consistency": Recipe(
         name="consistency",
         network="spectral",
-        network_arguments={},
+        network_arguments={"unrolled": {"passes": 3}},
         layout="orders",
         canvas=0,
-        scheduler={**_SCHEDULER, "prediction_type": "v_prediction", "timestep_spacing": "trailing", "original_inference_steps": 20},
-        sampling_scheduler="lcm",
+        scheduler={**_SCHEDULER, "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
+        sampling_scheduler="ddim",
         sampling_steps=2,
         epochs=12,
-        objective="consistency",
+        objective="distillation",
+        teacher_steps=12,
         loss="l1",
         guidance_scale=5.0,
         masks=0.25,

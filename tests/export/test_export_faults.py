@@ -84,10 +84,10 @@ def test_graphs_that_differ_from_pytorch_are_not_shipped(run: Path, small_bundle
     assert not (tmp_path / "bundle").exists()
 
 
-def told(max_abs: float = 1e-6, finite: bool = True, change: float = 0.0) -> dict[str, Any]:
+def told(max_abs: float = 1e-6, finite: bool = True, change: float = 0.0, largest: float = 1.0) -> dict[str, Any]:
     """A parity report of one network with one output."""
-    row = {"max_abs": max_abs if finite else None, "mean_abs": 0.0, "finite": finite}
-    good = {"max_abs": 1e-6, "mean_abs": 1e-7, "finite": True}
+    row = {"max_abs": max_abs if finite else None, "mean_abs": 0.0, "largest": largest, "finite": finite}
+    good = {"max_abs": 1e-6, "mean_abs": 1e-7, "largest": 1.0, "finite": True}
     trajectory = {**good, "flipped": 0.0, "ranked_median": 0.2, "ranked_change": change}
     return {"networks": {"denoiser": {"1": {"output": good}, "7": {"output": row}}}, "timesteps": {"0": good}, "trajectory": trajectory}
 
@@ -100,6 +100,15 @@ def test_parity_counts_nonsense_as_infinitely_wrong() -> None:
             reason, forgivable = parity.refusal(precision, "here", nonsense)
             assert reason == f"{precision} on here gives numbers that are not finite"
             assert not forgivable
+
+
+def test_fp32_has_four_digits_of_large_outputs_too() -> None:
+    assert parity.refusal("fp32", "here", told(9e-5)) == (None, False)
+    assert parity.refusal("fp32", "here", told(9e-4, largest=10.0)) == (None, False)
+    for report in (told(2e-4), told(2e-3, largest=10.0), told(2e-4, largest=0.1)):
+        reason, forgivable = parity.refusal("fp32", "here", report)
+        assert reason == "fp32 on here differs from PyTorch by 2.0e-04, more than 1e-04"
+        assert not forgivable
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("fp16", 0.002), ("int8", 0.01)])

@@ -116,7 +116,7 @@ def test_batches_without_channels_are_what_they_were(two: DataSet) -> None:
 
 
 def test_weights_without_channels_keep_their_shapes() -> None:
-    small = {"size": 4, "orders": 3, "channels": 8, "components": 4, "hidden": 8, "blocks": 1, "tokens": 4, "embedding": 8}
+    small: dict[str, Any] = {"size": 4, "orders": 3, "channels": 8, "components": 4, "hidden": 8, "blocks": 1, "tokens": 4, "embedding": 8}
     plain, more = SpectralDenoiser(**small), SpectralDenoiser(**small, maps=4)
     assert plain.state_dict()["encoder.fold_in.weight"].shape[1] == 8 * plain.encoder.blocks**2
     differing = [name for name, value in more.state_dict().items() if value.shape != plain.state_dict()[name].shape]

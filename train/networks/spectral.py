@@ -13,10 +13,14 @@ products with constant cosine and sine matrices, which every inference engine ru
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from .unrolled import Path
 
 
 def sinusoid(position: torch.Tensor, width: int, longest: float = 10_000.0) -> torch.Tensor:
@@ -190,6 +194,7 @@ class SpectralDenoiser(nn.Module):
         orders: M, half-width of the order maps (2M+1, 2M+1).
         channels, components, hidden, blocks, tokens, embedding: widths and depth.
         maps: order maps the light consists of; 2 are R and T.
+        unrolled: arguments of :class:`unrolled.Path`, for a network that runs several times in a call; it then predicts v.
     """
 
     def __init__(
@@ -203,8 +208,10 @@ class SpectralDenoiser(nn.Module):
         tokens: int = 64,
         embedding: int = 192,
         maps: int = 2,
+        unrolled: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.path = None if unrolled is None else Path(**unrolled)
         self.encoder = LightEncoder(size, orders, tokens, embedding, maps)
         self.time = nn.Sequential(nn.Linear(64, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.conv_in = CircularConv(1, channels)
@@ -220,6 +227,11 @@ class SpectralDenoiser(nn.Module):
 
     def denoise(self, sample: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         """sample (B, 1, N, N), timestep (B,), context (B, tokens, N*N), embedding (B, E) -> (B, 1, N, N)."""
+        if self.path is not None:
+            return self.path(lambda x, t: self._once(x, t, context, embedding), sample, timestep)
+        return self._once(sample, timestep, context, embedding)
+
+    def _once(self, sample: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         embedding = functional.silu(embedding + self.time(sinusoid(timestep, 64)))
         x = self.conv_in(sample)
         for gate, residual in zip(self.gates, self.residuals, strict=True):
