@@ -19,6 +19,7 @@ from runtime.loop import Guidance
 from runtime.samples import SampleSet
 from runtime.schedulers import plan
 from train.finetune import read_json
+from train.networks import unrolled
 from train.objective import Denoising
 
 from . import packing, parity, precision, yardsticks
@@ -117,7 +118,7 @@ def export(
         assert isinstance(trained.calibration, DataSet)
         assert isinstance(trained.tests, DataSet)
         yardstick = Designs(reference, condition, trained.calibration, trained.tests, table, guidance, shape, start, alphas)
-    report = _compared(graphs, yardstick, drawn, precisions, force, say)
+    report = _compared(graphs, yardstick, drawn, precisions, force, say, unrolled.passes(recipe.network_arguments))
     files: dict[str, bytes] = {"scheduler_config.json": (run / "scheduler_config.json").read_bytes()}
     golden, described = packing.networks(reference, graphs, yardstick, files)
     manifest: dict[str, Any] = {
@@ -194,6 +195,7 @@ def _compared(
     precisions: Sequence[str],
     force: bool,
     say: Say,
+    passes: int = 1,
 ) -> dict[str, Any]:
     """Add the other precisions to ``graphs``; the report on all of them in every engine. Raises BundleError where one is too far off."""
     if "fp16" in precisions:
@@ -204,7 +206,7 @@ def _compared(
     report, absent = parity.every_engine(graphs, yardstick, say)
     for where, reason in absent.items():
         say(f"  {where}: not measured, {reason}")
-    _judge(report, graphs, force, say)
+    _judge(report, graphs, passes, force, say)
     return report
 
 
@@ -234,7 +236,7 @@ def _quantized(graphs: Mapping[str, bytes], yardstick: parity.Comparison, say: S
     return made
 
 
-def _judge(report: Mapping[str, Any], graphs: Mapping[str, Any], force: bool, say: Say) -> None:
+def _judge(report: Mapping[str, Any], graphs: Mapping[str, Any], passes: int, force: bool, say: Say) -> None:
     """Refuse what is too far from PyTorch. bf16 is an engine's own rounding of the fp32 file, reported and not judged.
 
     Raises:
@@ -242,7 +244,7 @@ def _judge(report: Mapping[str, Any], graphs: Mapping[str, Any], force: bool, sa
     """
     for kind in graphs:
         for where, found in report[kind].items():
-            reason, forgivable = parity.refusal(kind, where, found)
+            reason, forgivable = parity.refusal(kind, where, found, passes)
             if reason is None:
                 continue
             if not (forgivable and force):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from runtime.evaluate import compared, wins
+from train.networks import unrolled
 
 from . import parity
 from .yardsticks import CANDIDATES, EACH
@@ -118,7 +119,7 @@ def _training(manifest: Mapping[str, Any]) -> list[str]:
             else "The encoder runs once a target, the denoiser once a step "
         )
         + ("" if len(networks) == 1 else "and candidate, the surrogate once a candidate."),
-        *_sampling(manifest.get("sampling"), recipe["network_arguments"].get("unrolled", {}).get("passes", 1)),
+        *_sampling(manifest.get("sampling"), unrolled.passes(recipe["network_arguments"])),
     ]
 
 

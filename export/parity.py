@@ -290,13 +290,17 @@ def worst(report: Mapping[str, Any] | None, relative: bool = False) -> float:
     return max(o["max_abs"] / (max(1.0, o["largest"]) if relative else 1.0) for o in rows)
 
 
-def refusal(precision: str, where: str, report: Mapping[str, Any] | None) -> tuple[str | None, bool]:
-    """Why an exported precision may not be shipped, if so, and whether --force may overrule it."""
+def refusal(precision: str, where: str, report: Mapping[str, Any] | None, passes: int = 1) -> tuple[str | None, bool]:
+    """Why an exported precision may not be shipped, if so, and whether --force may overrule it.
+
+    Args:
+        passes: that the denoiser makes in a call; each is given the rounding of those before it, and adds its own.
+    """
     apart = worst(report, relative=True)
     if report is None or apart == float("inf"):
         return f"{precision} on {where} gives numbers that are not finite", False
-    if precision == "fp32" and not apart <= BOUND:
-        return f"fp32 on {where} differs from PyTorch by {apart:.1e}, more than {BOUND:.0e}", False
+    if precision == "fp32" and not apart <= passes * BOUND:
+        return f"fp32 on {where} differs from PyTorch by {apart:.1e}, more than {passes * BOUND:.0e}", False
     path = report["trajectory"]
     if "psnr_change" in path:
         if path["psnr_change"] < -LOST[precision]:

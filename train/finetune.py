@@ -19,11 +19,11 @@ from runtime.samples import SampleSet
 
 from . import checkpoint, tasks
 from .channels import geometry_difference
+from .networks import unrolled
 from .recipes import Recipe, from_dict, load_recipe, override, quick
 
 # Heights may lie outside the first run's range by this share of it: its own validation samples do, and a network does not stop there.
 _BEYOND = 0.05
-UNROLLED = "unrolled"  # the argument of a network that makes several passes in a call
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -148,20 +148,20 @@ def recipe_for(
         raise DataError(f"{before} holds a surrogate, which samples nothing; name the run of a denoiser with --init")
     kept = {key: getattr(taken, key) for key in ("network", "layout", "canvas", "channels", "coupling")}
     scheduler = {**taken.scheduler, "clip_sample": False}
-    arguments, passes = taught(taken.network_arguments), recipe.network_arguments.get(UNROLLED, {}).get("passes", 1)
+    arguments, passes = taught(taken.network_arguments), unrolled.passes(recipe.network_arguments)
     if passes > 1:
         if taken.network != "spectral" or scheduler.get("prediction_type") != "v_prediction":
             raise DataError(
                 f"{before} has the network '{taken.network}', and only 'spectral' with the prediction_type 'v_prediction' makes {passes} "
                 "passes in a call; set network_arguments.unrolled to { passes = 1 } in a recipe file"
             )
-        arguments[UNROLLED] = {"scheduler": scheduler, "calls": recipe.sampling_steps, "passes": passes}
+        arguments[unrolled.ARGUMENT] = {"scheduler": scheduler, "calls": recipe.sampling_steps, "passes": passes}
     return dataclasses.replace(recipe, **kept, network_arguments=arguments, scheduler=scheduler)
 
 
 def taught(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The network's arguments of who teaches a few-step model with these: the same ones, and one pass in a call."""
-    return {key: value for key, value in arguments.items() if key != UNROLLED}
+    return {key: value for key, value in arguments.items() if key != unrolled.ARGUMENT}
 
 
 def recipe_of(path: Path) -> Recipe:

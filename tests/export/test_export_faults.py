@@ -105,6 +105,7 @@ def test_parity_counts_nonsense_as_infinitely_wrong() -> None:
 def test_fp32_has_four_digits_of_large_outputs_too() -> None:
     assert parity.refusal("fp32", "here", told(9e-5)) == (None, False)
     assert parity.refusal("fp32", "here", told(9e-4, largest=10.0)) == (None, False)
+    assert parity.refusal("fp32", "here", told(2e-4), passes=3) == (None, False)
     for report in (told(2e-4), told(2e-3, largest=10.0), told(2e-4, largest=0.1)):
         reason, forgivable = parity.refusal("fp32", "here", report)
         assert reason == "fp32 on here differs from PyTorch by 2.0e-04, more than 1e-04"
@@ -121,11 +122,11 @@ def test_a_precision_that_makes_designs_worse_is_refused_unless_forced(precision
     said: list[str] = []
     reports = {"fp32": {"here": told()}, precision: {"here": told(change=0.05)}}
     with pytest.raises(BundleError, match=rf"worse by 0\.0500.*leave --{precision} out, or write it all the same with --force"):
-        room._judge(reports, reports, False, said.append)
-    room._judge(reports, reports, True, said.append)
+        room._judge(reports, reports, 1, False, said.append)
+    room._judge(reports, reports, 1, True, said.append)
     assert "written because of --force" in said[-1]
     with pytest.raises(BundleError, match="not finite; no bundle was written"):
-        room._judge({precision: {"here": None}}, {precision: {}}, True, said.append)
+        room._judge({precision: {"here": None}}, {precision: {}}, 1, True, said.append)
 
 
 @pytest.mark.usefixtures("quick")

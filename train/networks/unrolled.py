@@ -19,6 +19,13 @@ import torch
 from diffusers import DDPMScheduler
 from torch import nn
 
+ARGUMENT = "unrolled"  # the network's argument that says how it is called
+
+
+def passes(arguments: Mapping[str, Any]) -> int:
+    """How many passes a network with these ``network_arguments`` makes in a call."""
+    return int(arguments.get(ARGUMENT, {}).get("passes", 1))
+
 
 def angles(scheduler: Mapping[str, Any]) -> np.ndarray:
     """phi of the clean sample, which is 0, and then of every timestep of diffusers' settings: (num_train_timesteps + 1,) float64."""
