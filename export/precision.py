@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from train.networks.spectral import Fourier
-from train.networks.unrolled import Path as Unrolled
+from train.networks.unrolled import Unrolled
 
 from .onnx import cleaned
 

@@ -19,7 +19,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from .networks.unrolled import angles, starts
+from runtime.schedulers import plan
+
+from .networks.unrolled import angles, descent
 from .objective import Denoising
 
 
@@ -42,9 +44,9 @@ class Distillation(Denoising):
         self.timesteps = int(scheduler["num_train_timesteps"])
         # Angles of the levels, as of ``networks.unrolled``; that of timestep t stands at t + 1, and at 0 the clean sample's.
         self.angles = torch.from_numpy(angles(self.scheduler.config)).float()
-        first = starts(self.timesteps, calls)[::-1].copy()
-        down = np.round(np.arange(teacher_steps // calls + 1) * self.timesteps / teacher_steps).astype(np.int64)
-        self.ladder = torch.from_numpy(np.maximum(first[:, None] - down, -1))
+        # The timesteps that the sampler calls a network at, the lowest first, and those of the teacher's steps from each of them.
+        first = plan(scheduler, calls, "ddim").timesteps[::-1, None]
+        self.ladder = torch.from_numpy(np.maximum(first - descent(self.timesteps, calls, teacher_steps // calls), -1))
 
     def __call__(self, network: Callable[..., torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Mean loss of a batch as for :class:`Denoising`; its timesteps are taken to the start of the part they lie in."""

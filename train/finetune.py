@@ -124,8 +124,8 @@ def recipe_for(
     """The recipe a command means: the one named, else that of the run it goes on with or starts from, else ``default``.
 
     A few-step model has the network, the noise schedule and the pairs of pattern and noise of the run it learns from, whatever its recipe
-    says of them; but it may make several passes in a call, and samples are clipped at the end alone. ``hurry`` takes the quick settings of
-    a recipe that is named, but for their data where ``data`` are named as well.
+    says of them; but it may make several passes in a call, its timesteps are spaced ``trailing``, and samples are clipped at the end alone.
+    ``hurry`` takes the quick settings of a recipe that is named, but for their data where ``data`` are named as well.
 
     Raises:
         DataError: no such recipe, quick settings of none, a few-step model without a run to learn from, or one to start from.
@@ -147,7 +147,8 @@ def recipe_for(
     if taken.objective == "scattering":
         raise DataError(f"{before} holds a surrogate, which samples nothing; name the run of a denoiser with --init")
     kept = {key: getattr(taken, key) for key in ("network", "layout", "canvas", "channels", "coupling")}
-    scheduler = {**taken.scheduler, "clip_sample": False}
+    # A step of the sampler has to begin where the one before arrived, the first at the last timestep.
+    scheduler = {**taken.scheduler, "clip_sample": False, "timestep_spacing": "trailing"}
     arguments, passes = taught(taken.network_arguments), unrolled.passes(recipe.network_arguments)
     if passes > 1:
         if taken.network != "spectral" or scheduler.get("prediction_type") != "v_prediction":
@@ -156,7 +157,9 @@ def recipe_for(
                 "passes in a call; set network_arguments.unrolled to { passes = 1 } in a recipe file"
             )
         arguments[unrolled.ARGUMENT] = {"scheduler": scheduler, "calls": recipe.sampling_steps, "passes": passes}
-    return dataclasses.replace(recipe, **kept, network_arguments=arguments, scheduler=scheduler)
+    return override(
+        dataclasses.replace(recipe, **kept, network_arguments=arguments, scheduler=scheduler), {}, f"the recipe {recipe.name} for {before}"
+    )
 
 
 def taught(arguments: Mapping[str, Any]) -> dict[str, Any]:

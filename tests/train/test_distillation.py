@@ -27,7 +27,6 @@ from train.distillation import Distillation
 from train.finetune import recipe_for
 from train.loop import train
 from train.networks.spectral import SpectralDenoiser
-from train.networks.unrolled import starts
 from train.objective import objective
 from train.recipes import RECIPES, Recipe, override
 
@@ -62,7 +61,7 @@ def batch(count: int = 40) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("calls", [1, 2, 4, 5, 10])
 def test_calls_start_where_the_sampler_makes_them(calls: int) -> None:
     goal = Distillation(SCHEDULER, "mse", 1.0, calls, 2 * calls)
-    assert starts(1000, calls).tolist() == plan(SCHEDULER, calls, "ddim").timesteps.tolist()
+    assert goal.ladder[-1, 0] == 999
     assert goal.ladder[:, 0].tolist() == sorted(plan(SCHEDULER, calls, "ddim").timesteps.tolist())
     assert goal.ladder[0, -1] == -1
     assert goal.ladder[1:, -1].tolist() == goal.ladder[:-1, 0].tolist()
@@ -153,6 +152,22 @@ def test_a_half_network_keeps_the_sample_between_passes_in_float32() -> None:
     with torch.no_grad():
         at = torch.full((2,), 999)
         torch.testing.assert_close(twin(x, at, light, height), deep(x, at, light, height), atol=2e-2, rtol=0)
+
+
+def test_a_run_spaced_otherwise_is_taught_where_it_will_be_sampled(tmp_path: Path) -> None:
+    """lab2023 spaces its timesteps ``leading``: two steps would be called at 500 and 0, and go down from there."""
+    (tmp_path / "recipe.json").write_text(json.dumps(dataclasses.asdict(RECIPES["lab2023"])))
+    (tmp_path / "once.json").write_text(
+        json.dumps({"base": "consistency", "guidance_scale": 1.0, "network_arguments": {"unrolled": {"passes": 1}}})
+    )
+    with pytest.raises(DataError, match=r"'guidance_scale' is 3; a network without a mask is not guided"):
+        recipe_for(str(tmp_path / "once.json"), None, tmp_path, {"guidance_scale": 3})
+    recipe = recipe_for(str(tmp_path / "once.json"), None, tmp_path, {})
+    assert (recipe.network, recipe.network_arguments) == ("lab2023", {})
+    assert plan(recipe.scheduler, 2, "ddim").timesteps.tolist() == [999, 499]
+    goal = objective(recipe)
+    assert isinstance(goal, Distillation)
+    assert goal.ladder[:, 0].tolist() == [499, 999]
 
 
 @pytest.fixture(scope="module")

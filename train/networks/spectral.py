@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .unrolled import Path
+from .unrolled import Unrolled
 
 
 def sinusoid(position: torch.Tensor, width: int, longest: float = 10_000.0) -> torch.Tensor:
@@ -194,7 +194,7 @@ class SpectralDenoiser(nn.Module):
         orders: M, half-width of the order maps (2M+1, 2M+1).
         channels, components, hidden, blocks, tokens, embedding: widths and depth.
         maps: order maps the light consists of; 2 are R and T.
-        unrolled: arguments of :class:`unrolled.Path`, for a network that runs several times in a call; it then predicts v.
+        unrolled: arguments of :class:`unrolled.Unrolled`, for a network that runs several times in a call; it then predicts v.
     """
 
     def __init__(
@@ -211,7 +211,7 @@ class SpectralDenoiser(nn.Module):
         unrolled: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.path = None if unrolled is None else Path(**unrolled)
+        self.path = None if unrolled is None else Unrolled(**unrolled)
         self.encoder = LightEncoder(size, orders, tokens, embedding, maps)
         self.time = nn.Sequential(nn.Linear(64, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.conv_in = CircularConv(1, channels)

@@ -33,12 +33,16 @@ def angles(scheduler: Mapping[str, Any]) -> np.ndarray:
     return np.concatenate([[0.0], np.arctan2(np.sqrt(1 - kept), np.sqrt(kept))])
 
 
-def starts(timesteps: int, calls: int) -> np.ndarray:
-    """The timesteps a path of so many calls begins each at, the highest first: diffusers' ``trailing`` spacing, (calls,) int64."""
-    return np.round(np.arange(timesteps, 0, -timesteps / calls)).astype(np.int64)[:calls] - 1
+def descent(timesteps: int, calls: int, parts: int) -> list[int]:
+    """How many timesteps a call has gone down at the start of each of its parts, and at its end: parts + 1 numbers.
+
+    Args:
+        timesteps: of the schedule, all of which so many ``calls`` go down.
+    """
+    return [round(k * timesteps / (calls * parts)) for k in range(parts + 1)]
 
 
-class Path(nn.Module):
+class Unrolled(nn.Module):
     """The constants of such calls, one row a timestep. Where fewer timesteps than ``reach`` are left, a call ends at the clean sample.
 
     Args:
@@ -53,7 +57,7 @@ class Path(nn.Module):
         super().__init__()
         angle = angles(scheduler)
         count = len(angle) - 1
-        self.offsets = [round(k * count / (calls * passes)) for k in range(passes + 1)]
+        self.offsets = descent(count, calls, passes)
         level = np.maximum(np.arange(1, count + 1)[:, None] - self.offsets, 0)
         turns = -np.diff(angle[level], axis=1)
         cosine, sine = np.cos(turns), np.sin(turns)
@@ -74,7 +78,7 @@ class Path(nn.Module):
         cosine, sine, weights = (row[:, k * self.passes : (k + 1) * self.passes] for k in range(3))
         x, total = sample, row[:, -1] * sample
         for k, offset in enumerate(self.offsets[:-1]):
-            v = denoise(x.to(sample.dtype), (timestep - offset).clamp(min=0)).to(row.dtype)
+            v = denoise(x, (timestep - offset).clamp(min=0)).to(row.dtype)
             x = cosine[:, k] * x - sine[:, k] * v
             total = total + weights[:, k] * v
         return total
