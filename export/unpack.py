@@ -39,7 +39,8 @@ def unpack(bundle: Bundle, out: Path, which: str = "denoiser", say: Say = lambda
     exported again untrained.
 
     Raises:
-        BundleError: the bundle has no such network, it was made by another exporter, or what was read back gives other outputs.
+        BundleError: the bundle has no such network or a few-step model, another exporter made it, or what was read back gives other
+            outputs.
         DataError: ``out`` is there already.
     """
     if out.exists():
@@ -50,6 +51,8 @@ def unpack(bundle: Bundle, out: Path, which: str = "denoiser", say: Say = lambda
         raise BundleError(f"the bundle {bundle.path} has no surrogate; leave --network out for its denoiser")
     history = dict(entry["training"])
     recipe = from_dict(entry["recipe"], str(bundle.path / "manifest.json"))
+    if recipe.objective == "distillation":
+        raise BundleError(f"{bundle.path} holds a few-step model, from which no training goes on; unpack the bundle of its teacher")
     network = networks.build(recipe.network, recipe.network_arguments)
     if isinstance(network, Surrogate):
         network.measure(bundle.condition)

@@ -101,6 +101,14 @@ def test_what_it_cannot_do_is_said(shipped: Path, judged: tuple[Path, Path], sma
     assert not (tmp_path / "judge").exists()
 
 
+def test_a_few_step_model_is_refused(small_bundle: Path, rewrite: Callable[..., None], tmp_path: Path) -> None:
+    few = Path(shutil.copytree(small_bundle, tmp_path / "few"))
+    rewrite(few, lambda manifest: manifest["recipe"].update(objective="distillation", sampling_steps=2, teacher_steps=4))
+    with pytest.raises(BundleError, match="few holds a few-step model, from which no training goes on; unpack the bundle of its teacher"):
+        unpack(Bundle.open(few), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(("change", "words"), [("name", "another version of the exporter"), ("value", "differs from its golden outputs")])
 def test_files_that_do_not_fit_are_refused(
     change: str, words: str, small_bundle: Path, rewrite: Callable[..., None], tmp_path: Path
