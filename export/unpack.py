@@ -52,7 +52,9 @@ def unpack(bundle: Bundle, out: Path, which: str = "denoiser", say: Say = lambda
     history = dict(entry["training"])
     recipe = from_dict(entry["recipe"], str(bundle.path / "manifest.json"))
     if recipe.objective == "distillation":
-        raise BundleError(f"{bundle.path} holds a few-step model, from which no training goes on; unpack the bundle of its teacher")
+        raise BundleError(
+            f"{bundle.path} holds a few-step model without its teacher, so no training goes on from it; unpack its teacher's bundle"
+        )
     network = networks.build(recipe.network, recipe.network_arguments)
     if isinstance(network, Surrogate):
         network.measure(bundle.condition)

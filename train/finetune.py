@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from runtime.channels import label
@@ -69,7 +70,7 @@ class Start:
         pairs = [(name, getattr(self.recipe, name), getattr(recipe, name)) for name in ("network", "layout", "canvas", "channels")]
         mine, theirs = self.recipe.network_arguments, recipe.network_arguments
         if recipe.objective == "distillation":
-            theirs = taught(theirs)
+            mine, theirs = taught(mine), taught(theirs)
         pairs += [(f"network_arguments.{name}", mine.get(name), theirs.get(name)) for name in sorted({*mine, *theirs})]
         pairs += [(f"scheduler.{name}", self.recipe.scheduler.get(name), recipe.scheduler.get(name)) for name in ("prediction_type",)]
         for name, before, now in pairs:
@@ -118,6 +119,13 @@ def load_into(network: nn.Module, path: Path) -> None:
         raise DataError(f"the weights of {newest} do not fit the recipe's network ({reason}); name another run") from None
 
 
+def teacher_weights(path: Path) -> dict[str, torch.Tensor]:
+    """From whom a few-step model learns that starts from the run ``path``: that run's own weights, or its teacher's. Raises DataError."""
+    if recipe_of(path).objective == "distillation":
+        return checkpoint.load_weights(path, "teacher")
+    return checkpoint.load_weights(checkpoint.latest(path))
+
+
 def recipe_for(
     name: str | None, resumed: Path | None, init: Path | None, overrides: Mapping[str, Any], hurry: bool = False, data: bool = False
 ) -> Recipe:
@@ -125,6 +133,7 @@ def recipe_for(
 
     A few-step model has the network, the noise schedule and the pairs of pattern and noise of the run it learns from, whatever its recipe
     says of them; but it may make several passes in a call, its timesteps are spaced ``trailing``, and samples are clipped at the end alone.
+    Where it starts from another few-step model, it goes on learning from the teacher of that one.
     ``hurry`` takes the quick settings of a recipe that is named, but for their data where ``data`` are named as well.
 
     Raises:
@@ -132,8 +141,6 @@ def recipe_for(
     """
     before = resumed if resumed is not None and (resumed / "recipe.json").exists() else init
     taken = None if before is None else recipe_of(before)
-    if taken is not None and taken.objective == "distillation" and before == init:
-        raise DataError(f"{before} holds a few-step model, which has its guidance in it; name the run it learnt from with --init")
     if name is None and taken is not None:
         if hurry:
             raise DataError(f"{before} has its own settings, and --quick is of a recipe; name the --recipe, or shorten the run by --epochs")
@@ -141,6 +148,11 @@ def recipe_for(
     recipe = load_recipe(name or "default")
     recipe = override(quick(recipe, data) if hurry else recipe, overrides, "the command line")
     if recipe.objective != "distillation":
+        if taken is not None and taken.objective == "distillation" and before == init:
+            raise DataError(
+                f"{before} holds a few-step model, which has its guidance in it, and the recipe {recipe.name} would teach it another; "
+                "name the run it learnt from with --init"
+            )
         return recipe
     if taken is None:
         raise DataError(f"the recipe {recipe.name} learns from a trained model; name its run with --init")

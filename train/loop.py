@@ -30,7 +30,7 @@ from runtime.schedulers import plan
 
 from . import checkpoint, networks, optimizers, processes, samples, tasks
 from .distillation import Distillation
-from .finetune import load_into, taught
+from .finetune import load_into, taught, teacher_weights
 from .interrupt import Interrupts
 from .log import Log
 from .networks.surrogate import Surrogate
@@ -91,7 +91,7 @@ def train(
     if isinstance(goal, Distillation):
         # The teacher stays with the run: resuming must not depend on what became of the run it came from.
         goal.teacher = _network(run, teacher=True).eval().requires_grad_(False).to(accelerator.device)
-        goal.teacher.load_state_dict(network.state_dict() if init is not None else checkpoint.load_weights(out, "teacher"))
+        goal.teacher.load_state_dict(checkpoint.load_weights(out, "teacher") if init is None else teacher_weights(init))
     optimizer = optimizers.build(recipe, network)
     ema = EMAModel(network.parameters(), decay=recipe.ema_decay, use_ema_warmup=True, power=0.75)
     step, state = 0, dict[str, Any]()

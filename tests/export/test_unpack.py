@@ -104,7 +104,7 @@ def test_what_it_cannot_do_is_said(shipped: Path, judged: tuple[Path, Path], sma
 def test_a_few_step_model_is_refused(small_bundle: Path, rewrite: Callable[..., None], tmp_path: Path) -> None:
     few = Path(shutil.copytree(small_bundle, tmp_path / "few"))
     rewrite(few, lambda manifest: manifest["recipe"].update(objective="distillation", sampling_steps=2, teacher_steps=4))
-    with pytest.raises(BundleError, match="few holds a few-step model, from which no training goes on; unpack the bundle of its teacher"):
+    with pytest.raises(BundleError, match="few holds a few-step model without its teacher, so no training goes on from it; unpack its"):
         unpack(Bundle.open(few), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
