@@ -137,7 +137,8 @@ def recipe_for(
     ``hurry`` takes the quick settings of a recipe that is named, but for their data where ``data`` are named as well.
 
     Raises:
-        DataError: no such recipe, quick settings of none, a few-step model without a run to learn from, or one to start from.
+        DataError: no such recipe, quick settings of none, a few-step model without a run to learn from, or another recipe that is to start
+            from one.
     """
     before = resumed if resumed is not None and (resumed / "recipe.json").exists() else init
     taken = None if before is None else recipe_of(before)
