@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of training: asked for at any moment, obeyed between two steps."""
+"""Ctrl-C or SIGTERM in the middle of training: asked for at any moment, obeyed between two steps."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ _AGAIN_S = 1.0  # launchers pass the terminal's Ctrl-C on to their processes, wh
 
 
 class Interrupts:
-    """Inside the block Ctrl-C sets ``asked`` and nothing else; once more, a second later, ends the process as usual.
+    """Inside the block Ctrl-C or SIGTERM sets ``asked`` and nothing else; once more, a second later, ends the process at once.
 
-    Outside the main thread, or where interrupts are ignored (a job in a shell's background), they are left as they are.
+    SIGTERM is what ``kill``, batch systems and launchers send. Outside the main thread, or where a signal is ignored (Ctrl-C by a job in
+    a shell's background), it is left as it is.
     """
 
     def __init__(self) -> None:
         self.asked = False
         self.when = 0.0
-        self.before: Any = None
+        self.before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupts:
-        main = threading.current_thread() is threading.main_thread()
-        if main and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-            self.before = signal.signal(signal.SIGINT, self._heard)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self.before[number] = signal.signal(number, self._heard)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self.before is not None:
-            signal.signal(signal.SIGINT, self.before)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
         if self.asked and time.monotonic() - self.when > _AGAIN_S:

@@ -72,7 +72,7 @@ def train(
     Raises:
         DataError: unusable data, or an ``out`` that holds another run.
         BackendError: this computer cannot compute as the recipe asks.
-        Cancelled: Ctrl-C; a checkpoint was written.
+        Cancelled: Ctrl-C or SIGTERM; a checkpoint was written.
     """
     samples_in = tasks.load(data, recipe, convention)
     mixed = None if mix is None else tasks.load(mix, recipe, convention)

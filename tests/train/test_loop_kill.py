@@ -131,8 +131,9 @@ def test_what_kills_leave_half_written_goes_with_the_next_start(small_data: Path
 
 
 @needs_forks
-def test_ctrl_c_keeps_the_work_and_says_how_to_go_on(
-    launch: Callable[..., BaseProcess], small_data: Path, small_recipe: Recipe, tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_keeps_the_work_and_says_how_to_go_on(
+    number: signal.Signals, launch: Callable[..., BaseProcess], small_data: Path, small_recipe: Recipe, tmp_path: Path
 ) -> None:
     recipe = dataclasses.replace(small_recipe, epochs=10_000, lr_schedule="constant")
     run = tmp_path / "run"
@@ -141,8 +142,8 @@ def test_ctrl_c_keeps_the_work_and_says_how_to_go_on(
         assert process.is_alive(), (tmp_path / "stderr.txt").read_text()
         time.sleep(0.01)
     assert process.pid is not None
-    os.kill(process.pid, signal.SIGINT)
-    os.kill(process.pid, signal.SIGINT)  # as a launcher passes it on; the checkpoint is written all the same
+    os.kill(process.pid, number)
+    os.kill(process.pid, number)  # as a launcher passes it on; the checkpoint is written all the same
     process.join()
     said = (tmp_path / "stderr.txt").read_text().splitlines()
     step = newest(run)
@@ -180,6 +181,9 @@ assert interrupted()
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 with Interrupts() as interrupts:
     assert not interrupted() and not interrupts.asked, "a job in the background stays uninterrupted"
+    signal.raise_signal(signal.SIGTERM)
+    assert interrupts.asked, "but it can be told to stop"
+assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 print("as it should")
 """
 
