@@ -275,32 +275,38 @@ def row(precision: str, where: str, report: Mapping[str, Any] | None) -> str:
     return f"{precision:5} {where:18} network {worst(report):.1e}, {what} {path['mean_abs']:.1e} on average{ranked}"
 
 
-def worst(report: Mapping[str, Any] | None, relative: bool = False) -> float:
+def worst(report: Mapping[str, Any] | None, relative: bool = False, passes: int = 1) -> float:
     """The largest difference of any network output in a report; infinite where anything, samples included, was not finite.
 
     Args:
         relative: to the larger of 1 and the output's largest number: float32 has seven digits, whatever stands before the point.
+        passes: that the denoiser makes in a call. Of several its mean difference counts: where a pass is undecided between two patterns
+            rounding decides, the passes after it follow, and a single pixel is off by a thousand times the rounding.
     """
     if report is None:
         return float("inf")
-    rows = [output for batches in report["networks"].values() for outputs in batches.values() for output in outputs.values()]
-    rows += report["timesteps"].values()
-    if not all(o["finite"] for o in [*rows, report["trajectory"]]):
+    named = [(name, outputs) for name, batches in report["networks"].items() for outputs in batches.values()]
+    measured = [
+        (output, "mean_abs" if name == "denoiser" and passes > 1 else "max_abs")
+        for name, outputs in [*named, ("denoiser", report["timesteps"])]
+        for output in outputs.values()
+    ]
+    if not all(output["finite"] for output, _ in measured) or not report["trajectory"]["finite"]:
         return float("inf")
-    return max(o["max_abs"] / (max(1.0, o["largest"]) if relative else 1.0) for o in rows)
+    return max(output[key] / (max(1.0, output["largest"]) if relative else 1.0) for output, key in measured)
 
 
 def refusal(precision: str, where: str, report: Mapping[str, Any] | None, passes: int = 1) -> tuple[str | None, bool]:
     """Why an exported precision may not be shipped, if so, and whether --force may overrule it.
 
     Args:
-        passes: that the denoiser makes in a call; each is given the rounding of those before it, and adds its own.
+        passes: as for :func:`worst`.
     """
-    apart = worst(report, relative=True)
+    apart = worst(report, relative=True, passes=passes)
     if report is None or apart == float("inf"):
         return f"{precision} on {where} gives numbers that are not finite", False
-    if precision == "fp32" and not apart <= passes * BOUND:
-        return f"fp32 on {where} differs from PyTorch by {apart:.1e}, more than {passes * BOUND:.0e}", False
+    if precision == "fp32" and not apart <= BOUND:
+        return f"fp32 on {where} differs from PyTorch by {apart:.1e}, more than {BOUND:.0e}", False
     path = report["trajectory"]
     if "psnr_change" in path:
         if path["psnr_change"] < -LOST[precision]:

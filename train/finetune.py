@@ -20,6 +20,7 @@ from runtime.samples import SampleSet
 
 from . import checkpoint, tasks
 from .channels import geometry_difference
+from .distillation import taught_schedule
 from .networks import unrolled
 from .recipes import Recipe, from_dict, load_recipe, override, quick
 
@@ -131,8 +132,9 @@ def recipe_for(
 ) -> Recipe:
     """The recipe a command means: the one named, else that of the run it goes on with or starts from, else ``default``.
 
-    A few-step model has the network, the noise schedule and the pairs of pattern and noise of the run it learns from, whatever its recipe
-    says of them; but it may make several passes in a call, its timesteps are spaced ``trailing``, and samples are clipped at the end alone.
+    A few-step model has the network and the noise schedule of the run it learns from, whatever its recipe says of them; but it may make
+    several passes in a call, of whose path the schedule is then (``unrolled.retimed``), its timesteps are spaced ``trailing``, and samples
+    are clipped at the end alone.
     Where it starts from another few-step model, it goes on learning from the teacher of that one.
     ``hurry`` takes the quick settings of a recipe that is named, but for their data where ``data`` are named as well.
 
@@ -159,17 +161,20 @@ def recipe_for(
         raise DataError(f"the recipe {recipe.name} learns from a trained model; name its run with --init")
     if taken.objective == "scattering":
         raise DataError(f"{before} holds a surrogate, which samples nothing; name the run of a denoiser with --init")
-    kept = {key: getattr(taken, key) for key in ("network", "layout", "canvas", "channels", "coupling")}
+    kept = {key: getattr(taken, key) for key in ("network", "layout", "canvas", "channels")}
     # A step of the sampler has to begin where the one before arrived, the first at the last timestep.
-    scheduler = {**taken.scheduler, "clip_sample": False, "timestep_spacing": "trailing"}
-    arguments, passes = taught(taken.network_arguments), unrolled.passes(recipe.network_arguments)
-    if passes > 1:
+    scheduler = {**taught_schedule(taken), "clip_sample": False, "timestep_spacing": "trailing"}
+    arguments, asked = taught(taken.network_arguments), recipe.network_arguments
+    passes, power = unrolled.passes(asked), unrolled.power(asked)
+    if passes > 1 or power != 1:
         if taken.network != "spectral" or scheduler.get("prediction_type") != "v_prediction":
             raise DataError(
                 f"{before} has the network '{taken.network}', and only 'spectral' with the prediction_type 'v_prediction' makes {passes} "
-                "passes in a call; set network_arguments.unrolled to { passes = 1 } in a recipe file"
+                f"passes in a call and cuts its path by the power {power:g}; set network_arguments.unrolled to {{ passes = 1 }} in a "
+                "recipe file"
             )
-        arguments[unrolled.ARGUMENT] = {"scheduler": scheduler, "calls": recipe.sampling_steps, "passes": passes}
+        arguments[unrolled.ARGUMENT] = {"scheduler": scheduler, "calls": recipe.sampling_steps, "passes": passes, "power": power}
+        scheduler = unrolled.retimed(scheduler, recipe.sampling_steps * passes, power)
     return override(
         dataclasses.replace(recipe, **kept, network_arguments=arguments, scheduler=scheduler), {}, f"the recipe {recipe.name} for {before}"
     )

@@ -108,5 +108,5 @@ def objective(recipe: Recipe) -> Denoising | Restoration | Scattering:
     if recipe.objective == "distillation":
         from .distillation import Distillation
 
-        return Distillation(recipe.scheduler, recipe.loss, recipe.guidance_scale, recipe.sampling_steps, recipe.teacher_steps)
+        return Distillation(recipe)
     return Scattering(recipe.loss) if recipe.objective == "scattering" else Denoising(recipe.scheduler, recipe.loss, recipe.min_snr_gamma)

@@ -75,7 +75,7 @@ def check(recipe: Recipe, where: str) -> None:
     for key, objectives in (("min_snr_gamma", ("denoising",)), ("target_noise", ("denoising", "distillation"))):
         if recipe.objective not in objectives and getattr(recipe, key):
             raise DataError(f"{where}: '{key}' is {getattr(recipe, key)}, which is for denoising; leave it at 0")
-    if recipe.coupling != "independent" and (recipe.layout == "labels" or recipe.objective not in ("denoising", "distillation")):
+    if recipe.coupling != "independent" and (recipe.layout == "labels" or recipe.objective != "denoising"):
         raise DataError(f"{where}: 'coupling' is '{recipe.coupling}', which is for denoisers of metasurfaces; leave it 'independent'")
     if (recipe.objective == "restoration") != (recipe.noise_sigma > 0):
         words = (
@@ -88,15 +88,25 @@ def check(recipe: Recipe, where: str) -> None:
                 f"{where}: 'teacher_steps' is {recipe.teacher_steps} and 'sampling_steps' {recipe.sampling_steps}; each step "
                 "learns as many of the teacher's, expected a multiple"
             )
-        timesteps = recipe.scheduler.get("num_train_timesteps", 1000)
-        if timesteps % recipe.sampling_steps:
+        unrolled = recipe.network_arguments.get("unrolled", {"passes": 1})
+        if not isinstance(unrolled, dict) or not isinstance(unrolled.get("passes"), int) or unrolled["passes"] < 1:
+            raise DataError(f"{where}: 'network_arguments.unrolled' is {unrolled!r}; expected {{'passes': 1}}, or more of them in a call")
+        power, steps = unrolled.get("power", 1), recipe.teacher_steps
+        if not isinstance(power, int | float) or not 1 <= power <= 4:
+            raise DataError(f"{where}: 'network_arguments.unrolled.power' is {power!r}; expected a number from 1, equal parts, to 4")
+        timesteps = unrolled.get("scheduler", recipe.scheduler).get("num_train_timesteps", 1000)
+        if unrolled["passes"] == power == 1 and timesteps % recipe.sampling_steps:
             raise DataError(
                 f"{where}: 'sampling_steps' is {recipe.sampling_steps} and the scheduler has {timesteps} timesteps; its parts "
                 "have to be equal, expected a divisor"
             )
-        unrolled = recipe.network_arguments.get("unrolled", {"passes": 1})
-        if not isinstance(unrolled, dict) or not isinstance(unrolled.get("passes"), int) or unrolled["passes"] < 1:
-            raise DataError(f"{where}: 'network_arguments.unrolled' is {unrolled!r}; expected {{'passes': 1}}, or more of them in a call")
+        for key, parts in (("teacher_steps", steps), ("network_arguments.unrolled.passes", recipe.sampling_steps * unrolled["passes"])):
+            # The narrowest part, the first one, must be a timestep wide.
+            if timesteps < parts**power:
+                raise DataError(
+                    f"{where}: '{key}' cuts the {timesteps} timesteps of the scheduler into {parts} parts by the power {power:g}, of which "
+                    "the first is narrower than one; take fewer, or a lower power"
+                )
         if recipe.layout != "orders" and recipe.guidance_scale != 1:
             raise DataError(f"{where}: 'guidance_scale' is {recipe.guidance_scale}; a network without a mask is not guided, leave it at 1")
     _check_labels(recipe, where)

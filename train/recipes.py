@@ -143,11 +143,11 @@ RECIPES = {
         condition_dropout=0.1,
         **_LEARNING,
     ),
-    # 2 calls of 3 passes each in place of the 20 guided steps of the run it starts from; network and schedule are that run's.
+    # 2 calls of 3 passes each in place of the 20 guided steps of the run it starts from; the network is that run's.
     "consistency": Recipe(
         name="consistency",
         network="spectral",
-        network_arguments={"unrolled": {"passes": 3}},
+        network_arguments={"unrolled": {"passes": 3, "power": 2}},
         layout="orders",
         canvas=0,
         scheduler={**_SCHEDULER, "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
@@ -159,7 +159,7 @@ RECIPES = {
         loss="l1",
         guidance_scale=5.0,
         masks=0.25,
-        **{**_LEARNING, "lr": 3e-4, "ema_decay": 0.999},
+        **{**_LEARNING, "batch_size": 64, "lr": 3e-4, "ema_decay": 0.999},
     ),
     # Pattern and height -> R, T: what ranks candidates without a solver.
     "surrogate": Recipe(

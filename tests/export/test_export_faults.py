@@ -105,11 +105,23 @@ def test_parity_counts_nonsense_as_infinitely_wrong() -> None:
 def test_fp32_has_four_digits_of_large_outputs_too() -> None:
     assert parity.refusal("fp32", "here", told(9e-5)) == (None, False)
     assert parity.refusal("fp32", "here", told(9e-4, largest=10.0)) == (None, False)
-    assert parity.refusal("fp32", "here", told(2e-4), passes=3) == (None, False)
     for report in (told(2e-4), told(2e-3, largest=10.0), told(2e-4, largest=0.1)):
         reason, forgivable = parity.refusal("fp32", "here", report)
         assert reason == "fp32 on here differs from PyTorch by 2.0e-04, more than 1e-04"
         assert not forgivable
+
+
+def test_of_several_passes_the_mean_counts() -> None:
+    outlier, shifted, surrogate = told(2e-3), told(2e-3), told()
+    for row in (shifted["networks"]["denoiser"]["7"]["output"], shifted["timesteps"]["0"]):
+        row |= {"mean_abs": 2e-4}
+    surrogate["networks"]["surrogate"] = {"1": {"R": {"max_abs": 2e-3, "mean_abs": 0.0, "largest": 1.0, "finite": True}}}
+    assert parity.refusal("fp32", "here", outlier, passes=3) == (None, False)
+    for report, apart in ((shifted, "2.0e-04"), (surrogate, "2.0e-03")):
+        reason, forgivable = parity.refusal("fp32", "here", report, passes=3)
+        assert reason == f"fp32 on here differs from PyTorch by {apart}, more than 1e-04"
+        assert not forgivable
+    assert parity.worst(told(finite=False), passes=3) == float("inf")
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("fp16", 0.002), ("int8", 0.01)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import filecmp
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,29 @@ from train.distillation import Distillation
 from train.finetune import Start, recipe_for, recipe_of
 from train.loop import train
 from train.networks.spectral import SpectralDenoiser
+from train.networks.unrolled import descent, retimed
 from train.objective import objective
 from train.recipes import RECIPES, Recipe, override
 
 SCHEDULER = {**RECIPES["consistency"].scheduler, "clip_sample": False}
 SMALL: dict[str, Any] = {"size": 5, "orders": 3, "channels": 8, "components": 4, "hidden": 8, "blocks": 2, "tokens": 4, "embedding": 16}
+
+
+def student(
+    calls: int, teacher_steps: int, guidance_scale: float = 1.0, power: float = 1, passes: int = 1, **scheduler: Any
+) -> Distillation:
+    """Its objective; the teacher knows ``SCHEDULER``, and the student another schedule where a call has parts of its own."""
+    taught = {**SCHEDULER, **scheduler}
+    recipe = dataclasses.replace(
+        RECIPES["consistency"],
+        loss="mse",
+        guidance_scale=guidance_scale,
+        sampling_steps=calls,
+        teacher_steps=teacher_steps,
+        scheduler=taught if passes == power == 1 else retimed(taught, calls * passes, power),
+        network_arguments={"unrolled": {"scheduler": taught, "calls": calls, "passes": passes, "power": power}},
+    )
+    return Distillation(recipe)
 
 
 class Knows(nn.Module):
@@ -40,11 +59,14 @@ class Knows(nn.Module):
     def __init__(self, goal: Distillation, clean: torch.Tensor, off: float = 0.0, bend: float = 0.0) -> None:
         super().__init__()
         self.goal, self.clean, self.off, self.bend = goal, clean, off, bend
+        self.starts: list[torch.Tensor] = []
 
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor, light: torch.Tensor, height: torch.Tensor) -> torch.Tensor:
+        self.starts.append(sample)
         asked = light.flatten(1).any(dim=1)[:, None, None, None]
         clean = torch.where(asked, self.clean, self.clean + self.off)
-        return self.goal.output(clean * (1 + self.bend * (timestep[:, None, None, None] / 1000) ** 2), sample, timestep)
+        now = int(timestep[0])
+        return self.goal.output(clean * (1 + self.bend * (now / 1000) ** 2), sample, now)
 
 
 def batch(count: int = 40) -> dict[str, torch.Tensor]:
@@ -60,88 +82,119 @@ def batch(count: int = 40) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("calls", [1, 2, 4, 5, 10])
 def test_calls_start_where_the_sampler_makes_them(calls: int) -> None:
-    goal = Distillation(SCHEDULER, "mse", 1.0, calls, 2 * calls)
-    assert goal.ladder[-1, 0] == 999
-    assert goal.ladder[:, 0].tolist() == sorted(plan(SCHEDULER, calls, "ddim").timesteps.tolist())
-    assert goal.ladder[0, -1] == -1
-    assert goal.ladder[1:, -1].tolist() == goal.ladder[:-1, 0].tolist()
+    goal = student(calls, 2 * calls)
+    assert goal.called == plan(SCHEDULER, calls, "ddim").timesteps.tolist() == [part[0] for part in goal.parts]
+    assert goal.parts[0][0] == 999
+    assert [part[-1] for part in goal.parts] == [*goal.called[1:], -1]
+
+
+@pytest.mark.parametrize(("calls", "passes", "power"), [(2, 3, 2), (2, 6, 2), (4, 2, 1), (1, 12, 1.5)])
+def test_a_students_levels_are_its_teachers(calls: int, passes: int, power: float) -> None:
+    goal = student(calls, 12, power=power, passes=passes)
+    kept = goal.scheduler.alphas_cumprod
+    assert len(kept) == calls * passes
+    assert goal.called == [passes * k - 1 for k in range(calls, 0, -1)]
+    assert [part[-1] for part in goal.parts] == [*(part[0] for part in goal.parts[1:]), -1]
+    for now, part in zip(goal.called, goal.parts, strict=True):
+        np.testing.assert_allclose(math.sqrt(kept[now]), math.cos(goal.angle(part[0])), atol=1e-5)
+
+
+def test_parts_grow_towards_the_clean_sample() -> None:
+    assert descent(1000, 4, 1) == [999, 749, 499, 249, -1]
+    assert descent(1000, 4, 2) == [999, 937, 749, 437, -1]
+    assert descent(1000, 2, 2) == descent(1000, 4, 2)[::2]
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_the_teachers_path_is_the_runtimes_dpmsolver(prediction_type: str) -> None:
     scheduler = {**SCHEDULER, "prediction_type": prediction_type}
-    goal, given = Distillation(scheduler, "mse", 1.0, 1, 10), batch(3)
+    goal, given = student(1, 10, prediction_type=prediction_type), batch(3)
     goal.teacher = Knows(goal, 0.3 * given["sample"], bend=1.5)
     condition = {key: given[key] for key in ("light", "height")}
     steps = plan(scheduler, 10, "dpmsolver++")
     x = given["noise"].numpy().copy()
     history = steps.new_history(x.shape)
-    assert goal.ladder[0].tolist() == [*steps.timesteps, -1]
+    assert goal.parts == [[*steps.timesteps, -1]]
     for k, t in enumerate(steps.timesteps):
         steps.step(k, goal.teacher(torch.from_numpy(x), torch.full((3,), int(t)), **condition).numpy(), x, None, history)
-    found = goal.arrived(given["noise"], goal.ladder.expand(3, -1), condition)
+    found = goal.arrived(given["noise"], goal.parts[0], condition)
     np.testing.assert_allclose(found.numpy(), x.clip(-1, 1), atol=2e-4)
     assert np.abs(x).max() < 0.99, "nothing of it was clipped"
 
 
 def test_who_arrives_where_the_teacher_does_has_nothing_to_learn() -> None:
     for calls in (1, 2, 4):
-        goal, given = Distillation(SCHEDULER, "mse", 1.0, calls, 12), batch()
+        goal, given = student(calls, 12), batch()
         goal.teacher = Knows(goal, given["sample"])
         assert goal(Knows(goal, given["sample"]), given) < 1e-8
         assert goal(Knows(goal, 0.5 * given["sample"]), given) > 1e-3
 
 
+def test_a_call_begins_where_the_one_before_arrived() -> None:
+    goal, given = student(2, 12), batch()
+    goal.teacher = Knows(goal, given["sample"])
+    apart = Knows(goal, 0.5 * given["sample"])
+    goal(apart, given)
+    first, second = apart.starts
+    assert torch.equal(first, given["noise"])
+    torch.testing.assert_close(second, goal.arrive(0.5 * given["sample"], first, 999, 499))
+    teachers = goal.teacher.starts[6]
+    assert torch.equal(teachers, second), "and so does the teacher"
+
+
 def test_the_path_is_guided() -> None:
-    goal, given = Distillation(SCHEDULER, "mse", 3.0, 2, 12), batch()
+    goal, given = student(2, 12, guidance_scale=3.0), batch()
     goal.teacher = Knows(goal, 0.5 * given["sample"], off=0.1)
     condition = {key: given[key] for key in ("light", "height")}
-    noisy = goal.scheduler.add_noise(given["sample"], given["noise"], given["timestep"])
-    end = goal.estimate(goal.guided(noisy, given["timestep"], condition), noisy, given["timestep"])
+    end = goal.estimate(goal.guided(given["noise"], 700, condition), given["noise"], 700)
     # free + 3 (conditional - free), with free = conditional + 0.1
     torch.testing.assert_close(end, 0.5 * given["sample"] - 0.2, atol=1e-4, rtol=0)
     nothing = {"light": torch.zeros_like(given["light"]), "height": given["height"]}
-    end = goal.estimate(goal.guided(noisy, given["timestep"], nothing), noisy, given["timestep"])
+    end = goal.estimate(goal.guided(given["noise"], 700, nothing), given["noise"], 700)
     torch.testing.assert_close(end, 0.5 * given["sample"] + 0.1, atol=1e-4, rtol=0)
 
 
-def unrolled(calls: int, passes: int) -> tuple[SpectralDenoiser, SpectralDenoiser]:
+def unrolled(calls: int, passes: int, power: float = 1) -> tuple[SpectralDenoiser, SpectralDenoiser]:
     """A network of several passes, and the same one of one pass."""
     torch.manual_seed(0)
     plain = SpectralDenoiser(**SMALL).eval()
     for parameter in plain.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    deep = SpectralDenoiser(**SMALL, unrolled={"scheduler": SCHEDULER, "calls": calls, "passes": passes}).eval()
+    deep = SpectralDenoiser(**SMALL, unrolled={"scheduler": SCHEDULER, "calls": calls, "passes": passes, "power": power}).eval()
     deep.load_state_dict(plain.state_dict())
     return deep, plain
 
 
 @torch.no_grad()
-def sampled(network: SpectralDenoiser, steps: int) -> np.ndarray:
+def sampled(network: SpectralDenoiser, scheduler: dict[str, Any], steps: int, known: list[int] | None = None) -> np.ndarray:
+    """By the runtime's ddim; ``known`` are the timesteps that the network is told in place of the scheduler's."""
     draws = torch.Generator().manual_seed(1)
     x, light = torch.randn(3, 1, 5, 5, generator=draws).numpy(), torch.rand(3, 4, 7, 7, generator=draws)
-    path = plan(SCHEDULER, steps, "ddim")
+    path = plan(scheduler, steps, "ddim")
     history = path.new_history(x.shape)
-    for k, t in enumerate(path.timesteps):
+    for k, t in enumerate(path.timesteps if known is None else known):
         path.step(k, network(torch.from_numpy(x), torch.full((3,), int(t)), light, torch.zeros(3, 1)).numpy(), x, None, history)
     return x
 
 
 def test_a_call_of_several_passes_is_as_many_steps_of_the_runtimes_ddim() -> None:
-    for calls, passes in ((2, 4), (5, 2), (1, 5)):
-        deep, plain = unrolled(calls, passes)
-        np.testing.assert_allclose(sampled(deep, calls), sampled(plain, calls * passes), atol=2e-5)
-        assert np.abs(sampled(plain, calls) - sampled(plain, calls * passes)).max() > 1e-2, "more steps make a difference"
+    for calls, passes, power in ((2, 4, 1), (5, 2, 1), (1, 5, 1), (2, 6, 2)):
+        deep, plain = unrolled(calls, passes, power)
+        own, parts = retimed(SCHEDULER, calls * passes, power), descent(1000, calls * passes, power)
+        steps = sampled(plain, own, calls * passes, parts[:-1])
+        np.testing.assert_allclose(sampled(deep, own, calls), steps, atol=2e-4)
+        if power == 1:
+            np.testing.assert_allclose(steps, sampled(plain, SCHEDULER, calls * passes), atol=2e-4)
+        assert np.abs(sampled(plain, SCHEDULER, calls) - steps).max() > 1e-2, "more steps make a difference"
 
 
 def test_a_call_near_the_end_of_the_path_ends_there() -> None:
-    """Below timestep 167 a pass of three has nothing left to do; the network is exported, and compared, at any timestep."""
+    """At its last timestep a call of three passes has nothing left to do after the first; it is exported, and compared, at all of them."""
     deep, plain = unrolled(2, 3)
     x, light, height = torch.randn(2, 1, 5, 5), torch.rand(2, 4, 7, 7), torch.zeros(2, 1)
     with torch.no_grad():
-        for t in (0, 1, 40, 166):
-            at = torch.full((2,), t)
-            torch.testing.assert_close(deep(x, at, light, height), plain(x, at, light, height), atol=1e-5, rtol=1e-5)
+        last = plain(x, torch.full((2,), descent(1000, 6, 1)[-2]), light, height)
+        torch.testing.assert_close(deep(x, torch.zeros(2, dtype=torch.long), light, height), last, atol=1e-5, rtol=1e-5)
 
 
 def test_a_half_network_keeps_the_sample_between_passes_in_float32() -> None:
@@ -150,7 +203,7 @@ def test_a_half_network_keeps_the_sample_between_passes_in_float32() -> None:
     assert twin.get_buffer("path.table").dtype == torch.float32
     x, light, height = torch.randn(2, 1, 5, 5), torch.rand(2, 4, 7, 7), torch.zeros(2, 1)
     with torch.no_grad():
-        at = torch.full((2,), 999)
+        at = torch.full((2,), 5)
         torch.testing.assert_close(twin(x, at, light, height), deep(x, at, light, height), atol=2e-2, rtol=0)
 
 
@@ -167,7 +220,7 @@ def test_a_run_spaced_otherwise_is_taught_where_it_will_be_sampled(tmp_path: Pat
     assert plan(recipe.scheduler, 2, "ddim").timesteps.tolist() == [999, 499]
     goal = objective(recipe)
     assert isinstance(goal, Distillation)
-    assert goal.ladder[:, 0].tolist() == [499, 999]
+    assert goal.called == [999, 499]
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +264,9 @@ def test_a_student_goes_on_in_more_passes_with_the_same_teacher(few: Path, small
     (tmp_path / "deeper.json").write_text(json.dumps({"base": "consistency", "network_arguments": {"unrolled": {"passes": 4}}}))
     recipe = recipe_for(str(tmp_path / "deeper.json"), None, few, {"batch_size": 32, "lr": 1e-9})
     recipe = override(recipe, {"validation_fraction": 0.2, "precision": "fp32"}, "the test")
-    assert (recipe.coupling, recipe.network_arguments["size"]) == (recipe_of(few).coupling, 5)
+    before, now = recipe_of(few).network_arguments, recipe.network_arguments
+    assert (now["size"], now["unrolled"]) == (5, {**before["unrolled"], "passes": 4, "power": 1})
+    assert recipe.scheduler["num_train_timesteps"] == 8
     last = train(small_data, tmp_path / "run", recipe, init=few, progress=False, pictures_every=0, stop_after=1)
     for folder, name, was in ((last, "ema", checkpoint.latest(few)), (tmp_path / "run", "teacher", few)):
         kept, before = checkpoint.load_weights(folder, name), checkpoint.load_weights(was, name)
@@ -255,7 +310,13 @@ def test_mistakes_are_sentences(few: Path, small_run: Path, tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"'teacher_steps' is 12 and 'sampling_steps' 5; each step learns as many"):
         override(RECIPES["consistency"], {"sampling_steps": 5}, "here")
     with pytest.raises(DataError, match=r"'sampling_steps' is 3 and the scheduler has 1000 timesteps"):
-        override(RECIPES["consistency"], {"sampling_steps": 3}, "here")
+        override(RECIPES["consistency"], {"sampling_steps": 3, "network_arguments": {"unrolled": {"passes": 1}}}, "here")
+    with pytest.raises(DataError, match=r"'teacher_steps' cuts the 1000 timesteps of the scheduler into 32 parts by the power 2, of which"):
+        override(RECIPES["consistency"], {"teacher_steps": 32}, "here")
+    with pytest.raises(DataError, match=r"'network_arguments.unrolled.passes' cuts the 1000 timesteps .* into 1200 parts by the"):
+        override(RECIPES["consistency"], {"network_arguments": {"unrolled": {"passes": 600}}}, "here")
+    with pytest.raises(DataError, match=r"'network_arguments.unrolled.power' is 0.5; expected a number from 1, equal parts, to 4"):
+        override(RECIPES["consistency"], {"network_arguments": {"unrolled": {"passes": 3, "power": 0.5}}}, "here")
     with pytest.raises(DataError, match=r"'network_arguments.unrolled' is \{'passes': 0\}; expected"):
         override(RECIPES["consistency"], {"network_arguments": {"unrolled": {"passes": 0}}}, "here")
     with pytest.raises(DataError, match=r"'guidance_scale' is 3.0; of metasurfaces it is stated when exporting"):
@@ -264,7 +325,10 @@ def test_mistakes_are_sentences(few: Path, small_run: Path, tmp_path: Path) -> N
         recipe_for("default", None, few, {})
     lab = dataclasses.replace(RECIPES["lab2023"], name="lab")
     (tmp_path / "recipe.json").write_text(json.dumps(dataclasses.asdict(lab)))
-    with pytest.raises(DataError, match=r"has the network 'lab2023', and only 'spectral' with .* makes 3 passes in a call; set"):
+    with pytest.raises(
+        DataError,
+        match=r"has the network 'lab2023', and only 'spectral' with .* makes 3 passes in a call and cuts its path by the power 2; set",
+    ):
         recipe_for("consistency", None, tmp_path, {})
     (tmp_path / "recipe.json").write_text(json.dumps(dataclasses.asdict(RECIPES["surrogate"])))
     with pytest.raises(DataError, match=r"holds a surrogate, which samples nothing"):
