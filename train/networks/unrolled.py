@@ -51,11 +51,11 @@ def descent(timesteps: int, parts: int, power: float) -> list[int]:
 
 def retimed(scheduler: Mapping[str, Any], parts: int, power: float) -> dict[str, Any]:
     """diffusers' settings of the noise schedule whose timesteps are where the parts of another's path begin; see :func:`descent`."""
-    at = descent(len(angles(scheduler)) - 1, parts, power)
-    kept = np.cos(angles(scheduler)[np.array(at) + 1]) ** 2
-    named = {key: value for key, value in scheduler.items() if not key.startswith("beta_")}
+    angle = angles(scheduler)
+    kept = np.cos(angle[np.array(descent(len(angle) - 1, parts, power)) + 1]) ** 2
     betas = (1 - kept[:-1] / kept[1:])[::-1]
-    return {**named, "num_train_timesteps": parts, "trained_betas": betas.tolist(), "timestep_spacing": "trailing"}
+    named = {key: value for key, value in scheduler.items() if not key.startswith("beta_")}
+    return {**named, "num_train_timesteps": parts, "trained_betas": betas.tolist()}
 
 
 class Unrolled(nn.Module):
