@@ -91,6 +91,9 @@ def check(recipe: Recipe, where: str) -> None:
         unrolled = recipe.network_arguments.get("unrolled", {"passes": 1})
         if not isinstance(unrolled, dict) or not isinstance(unrolled.get("passes"), int) or unrolled["passes"] < 1:
             raise DataError(f"{where}: 'network_arguments.unrolled' is {unrolled!r}; expected {{'passes': 1}}, or more of them in a call")
+        unknown = sorted(set(unrolled) - {"passes", "power", "calls", "scheduler"})
+        if unknown:
+            raise DataError(f"{where}: 'network_arguments.unrolled' has the unknown field '{unknown[0]}'; it has passes and power")
         power, steps = unrolled.get("power", 1), recipe.teacher_steps
         if not isinstance(power, int | float) or not 1 <= power <= 4:
             raise DataError(f"{where}: 'network_arguments.unrolled.power' is {power!r}; expected a number from 1, equal parts, to 4")

@@ -315,6 +315,8 @@ def test_mistakes_are_sentences(few: Path, small_run: Path, tmp_path: Path) -> N
         override(RECIPES["consistency"], {"teacher_steps": 32}, "here")
     with pytest.raises(DataError, match=r"'network_arguments.unrolled.passes' cuts the 1000 timesteps .* into 1200 parts by the"):
         override(RECIPES["consistency"], {"network_arguments": {"unrolled": {"passes": 600}}}, "here")
+    with pytest.raises(DataError, match=r"'network_arguments.unrolled' has the unknown field 'powr'; it has passes and power"):
+        override(RECIPES["consistency"], {"network_arguments": {"unrolled": {"passes": 3, "powr": 2}}}, "here")
     with pytest.raises(DataError, match=r"'network_arguments.unrolled.power' is 0.5; expected a number from 1, equal parts, to 4"):
         override(RECIPES["consistency"], {"network_arguments": {"unrolled": {"passes": 3, "power": 0.5}}}, "here")
     with pytest.raises(DataError, match=r"'network_arguments.unrolled' is \{'passes': 0\}; expected"):
