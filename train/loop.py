@@ -36,7 +36,7 @@ from .log import Log
 from .networks.surrogate import Surrogate
 from .objective import Denoising, Restoration, Scattering, objective
 from .recipes import Recipe
-from .run import Run, open_run
+from .run import Run, hold, open_run
 from .sample_batches import batches
 
 
@@ -70,7 +70,7 @@ def train(
         stop_after: end after this many steps with a checkpoint, as a kill would between two of them.
 
     Raises:
-        DataError: unusable data, or an ``out`` that holds another run.
+        DataError: unusable data, or an ``out`` that holds another run or where another training is at work.
         BackendError: this computer cannot compute as the recipe asks.
         Cancelled: Ctrl-C or SIGTERM; a checkpoint was written.
     """
@@ -99,6 +99,7 @@ def train(
         step, state = _restore(checkpoint.latest(out), network, ema, optimizer, accelerator)
     # Everything was read; now the main process may write.
     accelerator.wait_for_everyone()
+    held_run = hold(out, accelerator)
     if accelerator.is_main_process:
         run.write(accelerator.num_processes)
         if isinstance(goal, Denoising):
@@ -128,7 +129,7 @@ def train(
             more = {"log": log.state(), **({} if accelerator.scaler is None else {"scaler": accelerator.scaler.state_dict()})}
             checkpoint.save(out, step, weights, {**weights, **shadow}, optimizer.state_dict(), keep, more)
 
-    with contextlib.closing(log), bar, _compiling(recipe), ThreadPoolExecutor(1) as ahead, Interrupts() as interrupts:
+    with held_run, contextlib.closing(log), bar, _compiling(recipe), ThreadPoolExecutor(1) as ahead, Interrupts() as interrupts:
         following = ahead.submit(parts.training, step, start, end)
         while step < last:
             for group in optimizer.param_groups:

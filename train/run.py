@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import platform
@@ -10,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from filelock import FileLock, Timeout
 
 from runtime.data import DataSet
 from runtime.errors import DataError
 from runtime.files import write_json, write_npz
 
-from . import checkpoint, tasks
+from . import checkpoint, processes, tasks
 from .batches import split
 from .channels import geometry_difference
 from .finetune import Start, read_json, recipe_of
@@ -109,6 +112,25 @@ def open_run(
     if resumed:
         _same(run, old, start)
     return run
+
+
+def hold(path: Path, accelerator: Accelerator) -> contextlib.AbstractContextManager[object]:
+    """Keep a run folder to one training until the block ends or the process does, however it does.
+
+    Raises:
+        DataError: another training is at work there.
+    """
+    held: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    taken = False
+    if accelerator.is_main_process:
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            held = FileLock(path / "lock").acquire(blocking=False)
+        except Timeout:
+            taken = True
+    if processes.agree(torch.zeros((), device=accelerator.device), taken, accelerator)[1]:
+        raise DataError(f"another training is at work in {path}; wait for its end or stop it, or name another folder with --out")
+    return held
 
 
 def _mix(run: Run, mix: tasks.Data, source: Path, fraction: float) -> None:

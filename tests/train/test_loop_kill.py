@@ -110,6 +110,25 @@ def test_killed_again_and_again_it_ends_byte_identical(
     assert len(checkpoint.found(run)) == 2
 
 
+@needs_forks
+def test_a_folder_where_a_training_is_at_work_is_refused(
+    launch: Callable[..., BaseProcess], small_data: Path, small_recipe: Recipe, tmp_path: Path
+) -> None:
+    recipe = dataclasses.replace(small_recipe, epochs=10_000, lr_schedule="constant")
+    run = tmp_path / "run"
+    process = launch(recipe, run)
+    try:
+        wait_past(process, run, 0)
+        with pytest.raises(DataError, match=r"another training is at work in .*run; wait for its end"):
+            train(small_data, run, recipe, progress=False, resume=True)
+        assert process.is_alive(), (tmp_path / "stderr.txt").read_text()
+    finally:
+        process.kill()
+        process.join()
+    end = dataclasses.replace(recipe, epochs=newest(run) // 4 + 1)
+    train(small_data, run, end, progress=False, resume=True, pictures_every=0)  # what was killed holds nothing any more
+
+
 def test_what_kills_leave_half_written_goes_with_the_next_start(small_data: Path, small_recipe: Recipe, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(small_data, run, small_recipe, progress=False, stop_after=3, pictures_every=0)
