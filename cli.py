@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from runtime.commands import evaluate, group, simulate, status
 from runtime.console import check_writable, given
 from runtime.errors import BackendError
+
+if TYPE_CHECKING:
+    from train.recipes import Recipe
 
 
 @group.command()
@@ -112,7 +115,15 @@ def train(
             raise click.UsageError(f"the recipe {settings.name} has no data of its own; name them with --data")
         last = run_training(data_path or settings.data, run, settings, **work)
     if int(os.environ.get("RANK", "0")) == 0:  # of several processes one speaks
-        click.echo(f"trained: {last}\nloss curve: {run / 'loss.png'}\nnext: python cli.py export {run} --out bundles/{run.name}")
+        click.echo(f"trained: {last}\nloss curve: {run / 'loss.png'}\nnext: {_onwards(run, settings)}")
+
+
+def _onwards(run: Path, recipe: Recipe) -> str:
+    """The command after a training: a surrogate alone is no bundle, and a denoiser of metasurfaces needs one to rank what it proposes."""
+    if recipe.objective == "scattering":
+        return f"python cli.py export RUN --surrogate {run} --out bundles/RUN"
+    ranked = "" if recipe.layout == "labels" else "--surrogate RUN "
+    return f"python cli.py export {run} {ranked}--out bundles/{run.name}"
 
 
 @group.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ import torch
 from click.testing import Result
 
 from train import checkpoint
+from train.recipes import Recipe
 
 
 @pytest.mark.parametrize(
@@ -97,6 +99,16 @@ def test_a_run_that_is_damaged_is_named(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_surrogate_is_exported_with_what_it_ranks(
+    small_data: Path, small_surrogate: Recipe, tmp_path: Path, run: Callable[..., Result], ok: Callable[[Result], Result]
+) -> None:
+    """By itself it is no bundle, and the last line does not send anyone there."""
+    (tmp_path / "tiny.json").write_text(json.dumps(dataclasses.replace(small_surrogate, epochs=1).to_dict()))
+    judge = tmp_path / "judge"
+    result = ok(run("train", "--data", small_data, "--recipe", tmp_path / "tiny.json", "--out", judge))
+    assert f"next: python cli.py export RUN --surrogate {judge} --out bundles/RUN" in result.stdout
+
+
 def test_resuming_and_fine_tuning_take_the_recipe_over(
     small_data: Path, small_run: Path, tmp_path: Path, run: Callable[..., Result], ok: Callable[[Result], Result]
 ) -> None:
@@ -105,7 +117,7 @@ def test_resuming_and_fine_tuning_take_the_recipe_over(
     result = ok(
         run("train", "--data", small_data, "--init", small_run, "--mix", small_data, "--mix-share", 0.25, "--epochs", 1, "--out", tuned)
     )
-    assert f"next: python cli.py export {tuned}" in result.stdout
+    assert f"next: python cli.py export {tuned} --surrogate RUN --out bundles/tuned" in result.stdout
     recipe = json.loads((tuned / "recipe.json").read_text())
     assert (recipe["network_arguments"]["channels"], recipe["mix_share"], recipe["epochs"]) == (16, 0.25, 1)
     before = checkpoint.step_of(checkpoint.latest(tuned))
