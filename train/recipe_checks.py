@@ -94,6 +94,9 @@ def check(recipe: Recipe, where: str) -> None:
         unknown = sorted(set(unrolled) - {"passes", "power", "calls", "scheduler"})
         if unknown:
             raise DataError(f"{where}: 'network_arguments.unrolled' has the unknown field '{unknown[0]}'; it has passes and power")
+        if unrolled["passes"] > 1 and "power" not in unrolled:
+            # The table of a recipe file is taken whole in place of its base's, and passes of equal parts were never meant by silence.
+            raise DataError(f"{where}: 'network_arguments.unrolled' has no 'power'; name it beside 'passes', 1 for equal parts")
         power, steps = unrolled.get("power", 1), recipe.teacher_steps
         if not isinstance(power, int | float) or not 1 <= power <= 4:
             raise DataError(f"{where}: 'network_arguments.unrolled.power' is {power!r}; expected a number from 1, equal parts, to 4")

@@ -261,7 +261,7 @@ def test_a_student_comes_closer_to_its_teacher(few: Path, small_run: Path, small
 
 
 def test_a_student_goes_on_in_more_passes_with_the_same_teacher(few: Path, small_data: Path, tmp_path: Path) -> None:
-    (tmp_path / "deeper.json").write_text(json.dumps({"base": "consistency", "network_arguments": {"unrolled": {"passes": 4}}}))
+    (tmp_path / "deeper.json").write_text(json.dumps({"base": "consistency", "network_arguments": {"unrolled": {"passes": 4, "power": 1}}}))
     recipe = recipe_for(str(tmp_path / "deeper.json"), None, few, {"batch_size": 32, "lr": 1e-9})
     recipe = override(recipe, {"validation_fraction": 0.2, "precision": "fp32"}, "the test")
     before, now = recipe_of(few).network_arguments, recipe.network_arguments
@@ -314,7 +314,9 @@ def test_mistakes_are_sentences(few: Path, small_run: Path, tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"'teacher_steps' cuts the 1000 timesteps of the scheduler into 32 parts by the power 2, of which"):
         override(RECIPES["consistency"], {"teacher_steps": 32}, "here")
     with pytest.raises(DataError, match=r"'network_arguments.unrolled.passes' cuts the 1000 timesteps .* into 1200 parts by the"):
-        override(RECIPES["consistency"], {"network_arguments": {"unrolled": {"passes": 600}}}, "here")
+        override(RECIPES["consistency"], {"network_arguments": {"unrolled": {"passes": 600, "power": 1}}}, "here")
+    with pytest.raises(DataError, match=r"'network_arguments.unrolled' has no 'power'; name it beside 'passes'"):
+        override(RECIPES["consistency"], {"network_arguments": {"unrolled": {"passes": 6}}}, "here")
     with pytest.raises(DataError, match=r"'network_arguments.unrolled' has the unknown field 'powr'; it has passes and power"):
         override(RECIPES["consistency"], {"network_arguments": {"unrolled": {"passes": 3, "powr": 2}}}, "here")
     with pytest.raises(DataError, match=r"'network_arguments.unrolled.power' is 0.5; expected a number from 1, equal parts, to 4"):
