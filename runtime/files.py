@@ -30,14 +30,14 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     work = _beside(path, path.suffix)
-    with _refusal(path):
+    with refusal(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not mkstemp: it makes private files, and asking for the umask to mend that is not safe among threads.
         os.close(os.open(work, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         with _named(path, work):
             yield work
-        with _refusal(path):
+        with refusal(path):
             os.replace(work, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -54,7 +54,7 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     work = _beside(path, "")
-    with _refusal(path):
+    with refusal(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "a file stands there")
@@ -62,7 +62,7 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         with _named(path, work):
             yield work
-        with _refusal(path):
+        with refusal(path):
             _swap(work, path)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
@@ -126,7 +126,7 @@ def _named(path: Path, work: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _refusal(path: Path) -> Iterator[None]:
+def refusal(path: Path) -> Iterator[None]:
     """The operating system's refusal as one sentence."""
     try:
         yield

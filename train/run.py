@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from runtime.data import DataSet
 from runtime.errors import DataError
-from runtime.files import write_json, write_npz
+from runtime.files import refusal, write_json, write_npz
 
 from . import checkpoint, processes, tasks
 from .batches import split
@@ -118,16 +118,17 @@ def hold(path: Path, accelerator: Accelerator) -> contextlib.AbstractContextMana
     """Keep a run folder to one training until the block ends or the process does, however it does.
 
     Raises:
-        DataError: another training is at work there.
+        DataError: another training is at work there, or nothing can be written.
     """
     held: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     taken = False
     if accelerator.is_main_process:
-        path.mkdir(parents=True, exist_ok=True)
-        try:
-            held = FileLock(path / "lock").acquire(blocking=False)
-        except Timeout:
-            taken = True
+        with refusal(path):
+            path.mkdir(parents=True, exist_ok=True)
+            try:
+                held = FileLock(path / "lock").acquire(blocking=False)
+            except Timeout:
+                taken = True
     if processes.agree(torch.zeros((), device=accelerator.device), taken, accelerator)[1]:
         raise DataError(f"another training is at work in {path}; wait for its end or stop it, or name another folder with --out")
     return held
