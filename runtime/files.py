@@ -127,7 +127,11 @@ def _named(path: Path, work: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def refusal(path: Path) -> Iterator[None]:
-    """The operating system's refusal as one sentence."""
+    """What the operating system refuses while ``path`` is written, as one sentence.
+
+    Raises:
+        DataError: in place of an OSError.
+    """
     try:
         yield
     except OSError as error:
