@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 @click.option(
     "--recipe",
     metavar="NAME|FILE",
-    help="default, lab2023, consistency, end_to_end, surrogate, swiss-roll, digits, denoiser, flowers, craters, automobiles, cifar5, "
-    "either with -simple, cifar5-diffusers, or a .toml or .json file; else that of the run --resume or --init names.",
+    help="default, lab2023, consistency, surrogate, swiss-roll, digits, denoiser, flowers, craters, automobiles, cifar5, either with "
+    "-simple, cifar5-diffusers, or a .toml or .json file; else that of the run --resume or --init names.",
 )
 @click.option("--quick", is_flag=True, help="The recipe's small settings: minutes on a CPU.")
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the training part; overrides the recipe.")

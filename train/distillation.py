@@ -17,16 +17,19 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
-from .few_steps import FewSteps, each
-from .networks.unrolled import descent, power
+from runtime.schedulers import plan
+
+from .networks.unrolled import ARGUMENT, angles, descent, power
+from .objective import Denoising
 from .recipes import Recipe
 
 
-class Distillation(FewSteps):
+class Distillation(Denoising):
     """How far one call arrives from where the teacher does, as an error of the network's own kind of prediction.
 
     Args:
@@ -36,19 +39,22 @@ class Distillation(FewSteps):
     teacher: nn.Module
 
     def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe)
+        super().__init__(recipe.scheduler, recipe.loss)
         self.guidance_scale = recipe.guidance_scale
-        # The teacher's timesteps in each part of the path with those it ends at.
-        at = descent(len(self.angles) - 1, recipe.teacher_steps, power(recipe.network_arguments))
-        steps = recipe.teacher_steps // recipe.sampling_steps
-        self.parts = [at[k * steps : (k + 1) * steps + 1] for k in range(recipe.sampling_steps)]
+        # Angles of the teacher's levels, as of ``networks.unrolled``; that of timestep t stands at t + 1, and at 0 the clean sample's.
+        self.angles = angles(taught_schedule(recipe)).tolist()
+        # The teacher's timesteps in each part of the path with those it ends at, and the student's own where it begins.
+        at, calls = descent(len(self.angles) - 1, recipe.teacher_steps, power(recipe.network_arguments)), recipe.sampling_steps
+        steps = recipe.teacher_steps // calls
+        self.parts = [at[k * steps : (k + 1) * steps + 1] for k in range(calls)]
+        self.called = plan(recipe.scheduler, calls, "ddim").timesteps.tolist()
 
     def __call__(self, network: Callable[..., torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Mean loss of all calls from the ``noise`` of a batch, the rest of which is as for :class:`Denoising`."""
         condition = {k: v for k, v in batch.items() if k not in ("sample", "noise", "timestep")}
         x, losses = batch["noise"], []
         for now, part in zip(self.called, self.parts, strict=True):
-            output = network(x, each(now, x), **condition).float()
+            output = network(x, _each(now, x), **condition).float()
             with torch.no_grad():
                 wanted = self.output(self.clean(self.arrived(x, part, condition), x, part), x, part[0])
                 following = self.arrive(self.estimate(output, x, part[0]), x, part[0], part[-1])
@@ -76,12 +82,19 @@ class Distillation(FewSteps):
 
     def guided(self, noisy: torch.Tensor, timestep: int, condition: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The teacher's output at x_t with classifier-free guidance; see ``Condition.unconditional`` for what nothing asked looks like."""
-        now = each(timestep, noisy)
+        now = _each(timestep, noisy)
         conditional = self.teacher(noisy, now, **condition)
         if self.guidance_scale == 1:
             return conditional.float()
         free = self.teacher(noisy, now, **{**condition, "light": torch.zeros_like(condition["light"])}).float()
         return free + self.guidance_scale * (conditional.float() - free)
+
+    def estimate(self, output: torch.Tensor, noisy: torch.Tensor, timestep: int) -> torch.Tensor:
+        """The clean sample that a network's output at x_t stands for, t being the teacher's timestep."""
+        signal, noise = math.cos(self.angle(timestep)), math.sin(self.angle(timestep))
+        if self.prediction_type == "epsilon":
+            return (noisy - noise * output) / signal
+        return signal * noisy - noise * output if self.prediction_type == "v_prediction" else output
 
     def output(self, clean: torch.Tensor, noisy: torch.Tensor, timestep: int) -> torch.Tensor:
         """The network's output at x_t that stands for this clean sample."""
@@ -89,3 +102,22 @@ class Distillation(FewSteps):
         if self.prediction_type == "epsilon":
             return (noisy - signal * clean) / noise
         return (signal * noisy - clean) / noise if self.prediction_type == "v_prediction" else clean
+
+    def arrive(self, clean: torch.Tensor, noisy: torch.Tensor, timestep: int, then: int) -> torch.Tensor:
+        """DDIM's deterministic step (arXiv 2010.02502, eq. 12) from x_t at ``timestep`` to ``then``."""
+        start, end = self.angle(timestep), self.angle(then)
+        return (noisy * math.sin(end) + clean * math.sin(start - end)) / math.sin(start)
+
+    def angle(self, timestep: int) -> float:
+        """Of a timestep of the teacher's, or of -1, the clean sample."""
+        return float(self.angles[timestep + 1])
+
+
+def taught_schedule(recipe: Recipe) -> dict[str, Any]:
+    """diffusers' settings of the noise schedule that the teacher of a few-step model knows."""
+    return dict(recipe.network_arguments.get(ARGUMENT, {}).get("scheduler", recipe.scheduler))
+
+
+def _each(timestep: int, samples: torch.Tensor) -> torch.Tensor:
+    """A timestep for each sample: (B,) int64."""
+    return torch.full((len(samples),), timestep, device=samples.device)

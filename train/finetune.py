@@ -20,7 +20,7 @@ from runtime.samples import SampleSet
 
 from . import checkpoint, tasks
 from .channels import geometry_difference
-from .few_steps import taught_schedule
+from .distillation import taught_schedule
 from .networks import unrolled
 from .recipes import Recipe, from_dict, load_recipe, override, quick
 
@@ -70,7 +70,7 @@ class Start:
         """
         pairs = [(name, getattr(self.recipe, name), getattr(recipe, name)) for name in ("network", "layout", "canvas", "channels")]
         mine, theirs = self.recipe.network_arguments, recipe.network_arguments
-        if recipe.few_step:
+        if recipe.objective == "distillation":
             mine, theirs = taught(mine), taught(theirs)
         pairs += [(f"network_arguments.{name}", mine.get(name), theirs.get(name)) for name in sorted({*mine, *theirs})]
         pairs += [(f"scheduler.{name}", self.recipe.scheduler.get(name), recipe.scheduler.get(name)) for name in ("prediction_type",)]
@@ -135,7 +135,7 @@ def recipe_for(
     A few-step model has the network and the noise schedule of the run it learns from, whatever its recipe says of them; but it may make
     several passes in a call, of whose path the schedule is then (``unrolled.retimed``), its timesteps are spaced ``trailing``, and samples
     are clipped at the end alone.
-    Where one that is distilled starts from another, it goes on learning from the teacher of that one.
+    Where it starts from another few-step model, it goes on learning from the teacher of that one.
     ``hurry`` takes the quick settings of a recipe that is named, but for their data where ``data`` are named as well.
 
     Raises:
@@ -150,8 +150,8 @@ def recipe_for(
         return override(taken, overrides, "the command line")
     recipe = load_recipe(name or "default")
     recipe = override(quick(recipe, data) if hurry else recipe, overrides, "the command line")
-    if not recipe.few_step:
-        if taken is not None and taken.few_step and before == init:
+    if recipe.objective != "distillation":
+        if taken is not None and taken.objective == "distillation" and before == init:
             raise DataError(
                 f"{before} holds a few-step model, which has its guidance in it, and the recipe {recipe.name} would teach it another; "
                 "name the run it learnt from with --init"
@@ -161,8 +161,6 @@ def recipe_for(
         raise DataError(f"the recipe {recipe.name} learns from a trained model; name its run with --init")
     if taken.objective == "scattering":
         raise DataError(f"{before} holds a surrogate, which samples nothing; name the run of a denoiser with --init")
-    if recipe.objective == "distillation" and taken.objective == "end_to_end":
-        raise DataError(f"{before} holds a few-step model that has no teacher, and the recipe {recipe.name} needs one; name another run")
     kept = {key: getattr(taken, key) for key in ("network", "layout", "canvas", "channels")}
     # A step of the sampler has to begin where the one before arrived, the first at the last timestep.
     scheduler = {**taught_schedule(taken), "clip_sample": False, "timestep_spacing": "trailing"}

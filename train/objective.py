@@ -109,8 +109,4 @@ def objective(recipe: Recipe) -> Denoising | Restoration | Scattering:
         from .distillation import Distillation
 
         return Distillation(recipe)
-    if recipe.objective == "end_to_end":
-        from .end_to_end import EndToEnd
-
-        return EndToEnd(recipe)
     return Scattering(recipe.loss) if recipe.objective == "scattering" else Denoising(recipe.scheduler, recipe.loss, recipe.min_snr_gamma)

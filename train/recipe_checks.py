@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .recipes import Recipe
 
 _CHOICES = {
-    "objective": ("denoising", "distillation", "end_to_end", "restoration", "scattering"),
+    "objective": ("denoising", "distillation", "restoration", "scattering"),
     "loss": ("mse", "l1", "huber"),
     "optimizer": ("adam", "adamw", "muon"),
     "lr_schedule": ("constant", "cosine"),
@@ -72,7 +72,7 @@ def check(recipe: Recipe, where: str) -> None:
                 raise DataError(f"{where}: '{key}' is {getattr(recipe, key)}; it must be {words}")
     if recipe.masks + recipe.condition_dropout > 1:
         raise DataError(f"{where}: 'masks' and 'condition_dropout' are {recipe.masks} and {recipe.condition_dropout}; together at most 1")
-    for key, objectives in (("min_snr_gamma", ("denoising",)), ("target_noise", ("denoising", "distillation", "end_to_end"))):
+    for key, objectives in (("min_snr_gamma", ("denoising",)), ("target_noise", ("denoising", "distillation"))):
         if recipe.objective not in objectives and getattr(recipe, key):
             raise DataError(f"{where}: '{key}' is {getattr(recipe, key)}, which is for denoising; leave it at 0")
     if recipe.coupling != "independent" and (recipe.layout == "labels" or recipe.objective != "denoising"):
@@ -82,55 +82,42 @@ def check(recipe: Recipe, where: str) -> None:
             "which is for the objective 'restoration'; leave it at 0" if recipe.noise_sigma else "and the objective 'restoration'; set it"
         )
         raise DataError(f"{where}: 'noise_sigma' is {recipe.noise_sigma}, {words}")
-    if recipe.few_step:
-        _check_few_steps(recipe, where)
-    elif recipe.teacher_steps:
-        raise DataError(f"{where}: 'teacher_steps' is {recipe.teacher_steps}, which is for the objective 'distillation'; leave it at 0")
-    _check_labels(recipe, where)
-
-
-def _check_few_steps(recipe: Recipe, where: str) -> None:
-    """What a few-step model may be: how its path is cut, and from whom it learns."""
     if recipe.objective == "distillation":
         if recipe.sampling_steps < 1 or recipe.teacher_steps < 1 or recipe.teacher_steps % recipe.sampling_steps:
             raise DataError(
                 f"{where}: 'teacher_steps' is {recipe.teacher_steps} and 'sampling_steps' {recipe.sampling_steps}; each step "
                 "learns as many of the teacher's, expected a multiple"
             )
-    elif recipe.layout == "planes":
-        raise DataError(f"{where}: the objective is 'end_to_end' and the layout 'planes'; a canvas is not periodic, take 'distillation'")
-    elif recipe.sampling_steps < 1 or recipe.teacher_steps:
-        raise DataError(
-            f"{where}: 'sampling_steps' is {recipe.sampling_steps} and 'teacher_steps' {recipe.teacher_steps}; the objective 'end_to_end' "
-            "takes 1 step or more and has no teacher, leave the other at 0"
-        )
-    unrolled = recipe.network_arguments.get("unrolled", {"passes": 1})
-    if not isinstance(unrolled, dict) or not isinstance(unrolled.get("passes"), int) or unrolled["passes"] < 1:
-        raise DataError(f"{where}: 'network_arguments.unrolled' is {unrolled!r}; expected {{'passes': 1}}, or more of them in a call")
-    unknown = sorted(set(unrolled) - {"passes", "power", "calls", "scheduler"})
-    if unknown:
-        raise DataError(f"{where}: 'network_arguments.unrolled' has the unknown field '{unknown[0]}'; it has passes and power")
-    if unrolled["passes"] > 1 and "power" not in unrolled:
-        # The table of a recipe file is taken whole in place of its base's, and passes of equal parts were never meant by silence.
-        raise DataError(f"{where}: 'network_arguments.unrolled' has no 'power'; name it beside 'passes', 1 for equal parts")
-    power, steps = unrolled.get("power", 1), recipe.teacher_steps
-    if not isinstance(power, int | float) or not 1 <= power <= 4:
-        raise DataError(f"{where}: 'network_arguments.unrolled.power' is {power!r}; expected a number from 1, equal parts, to 4")
-    timesteps = unrolled.get("scheduler", recipe.scheduler).get("num_train_timesteps", 1000)
-    if unrolled["passes"] == power == 1 and timesteps % recipe.sampling_steps:
-        raise DataError(
-            f"{where}: 'sampling_steps' is {recipe.sampling_steps} and the scheduler has {timesteps} timesteps; its parts "
-            "have to be equal, expected a divisor"
-        )
-    for key, parts in (("teacher_steps", steps), ("network_arguments.unrolled.passes", recipe.sampling_steps * unrolled["passes"])):
-        # The narrowest part, the first one, must be a timestep wide.
-        if timesteps < parts**power:
+        unrolled = recipe.network_arguments.get("unrolled", {"passes": 1})
+        if not isinstance(unrolled, dict) or not isinstance(unrolled.get("passes"), int) or unrolled["passes"] < 1:
+            raise DataError(f"{where}: 'network_arguments.unrolled' is {unrolled!r}; expected {{'passes': 1}}, or more of them in a call")
+        unknown = sorted(set(unrolled) - {"passes", "power", "calls", "scheduler"})
+        if unknown:
+            raise DataError(f"{where}: 'network_arguments.unrolled' has the unknown field '{unknown[0]}'; it has passes and power")
+        if unrolled["passes"] > 1 and "power" not in unrolled:
+            # The table of a recipe file is taken whole in place of its base's, and passes of equal parts were never meant by silence.
+            raise DataError(f"{where}: 'network_arguments.unrolled' has no 'power'; name it beside 'passes', 1 for equal parts")
+        power, steps = unrolled.get("power", 1), recipe.teacher_steps
+        if not isinstance(power, int | float) or not 1 <= power <= 4:
+            raise DataError(f"{where}: 'network_arguments.unrolled.power' is {power!r}; expected a number from 1, equal parts, to 4")
+        timesteps = unrolled.get("scheduler", recipe.scheduler).get("num_train_timesteps", 1000)
+        if unrolled["passes"] == power == 1 and timesteps % recipe.sampling_steps:
             raise DataError(
-                f"{where}: '{key}' cuts the {timesteps} timesteps of the scheduler into {parts} parts by the power {power:g}, of which "
-                "the first is narrower than one; take fewer, or a lower power"
+                f"{where}: 'sampling_steps' is {recipe.sampling_steps} and the scheduler has {timesteps} timesteps; its parts "
+                "have to be equal, expected a divisor"
             )
-    if recipe.layout != "orders" and recipe.guidance_scale != 1:
-        raise DataError(f"{where}: 'guidance_scale' is {recipe.guidance_scale}; a network without a mask is not guided, leave it at 1")
+        for key, parts in (("teacher_steps", steps), ("network_arguments.unrolled.passes", recipe.sampling_steps * unrolled["passes"])):
+            # The narrowest part, the first one, must be a timestep wide.
+            if timesteps < parts**power:
+                raise DataError(
+                    f"{where}: '{key}' cuts the {timesteps} timesteps of the scheduler into {parts} parts by the power {power:g}, of which "
+                    "the first is narrower than one; take fewer, or a lower power"
+                )
+        if recipe.layout != "orders" and recipe.guidance_scale != 1:
+            raise DataError(f"{where}: 'guidance_scale' is {recipe.guidance_scale}; a network without a mask is not guided, leave it at 1")
+    elif recipe.teacher_steps:
+        raise DataError(f"{where}: 'teacher_steps' is {recipe.teacher_steps}, which is for the objective 'distillation'; leave it at 0")
+    _check_labels(recipe, where)
 
 
 def _check_labels(recipe: Recipe, where: str) -> None:

@@ -21,14 +21,13 @@ class Recipe:
     """Settings of one run. ``cli.py train`` flags of the same name override a recipe's value.
 
     ``objective`` is ``denoising`` (a pattern from noise, given the light), ``distillation`` (the same in ``sampling_steps`` calls, learnt
-    from ``teacher_steps`` of the run it starts from, whose sampling is guided by ``guidance_scale``), ``end_to_end`` (the same, learnt from
-    the patterns themselves), ``restoration`` (an image of 8 bits from the same under noise of the standard deviation ``noise_sigma``, black
-    being 0 and white 1, in one step) or ``scattering`` (the light, given a pattern); the last two have no scheduler. ``scheduler`` holds
-    diffusers' scheduler settings, as they will stand in ``scheduler_config.json``. ``masks`` is the share of training targets of which only
-    some orders are asked for, ``condition_dropout`` the share of which nothing is asked (classifier-free guidance). ``height_power`` p
-    shows samples as often as height**p says: tall pillars, in which light scatters many times, are what takes long to learn.
-    ``sampling_steps`` is the bundle's default. ``channels`` are keys of further maps in the data that the network is conditioned on beside
-    ``Rm`` and ``Tm``; see ``runtime.channels``.
+    from ``teacher_steps`` of the run it starts from, whose sampling is guided by ``guidance_scale``), ``restoration`` (an image of 8 bits
+    from the same under noise of the standard deviation ``noise_sigma``, black being 0 and white 1, in one step) or ``scattering`` (the
+    light, given a pattern); the last two have no scheduler. ``scheduler`` holds diffusers' scheduler settings, as they will stand in
+    ``scheduler_config.json``. ``masks`` is the share of training targets of which only some orders are asked for, ``condition_dropout`` the
+    share of which nothing is asked (classifier-free guidance). ``height_power`` p shows samples as often as height**p says: tall pillars,
+    in which light scatters many times, are what takes long to learn. ``sampling_steps`` is the bundle's default. ``channels`` are keys of
+    further maps in the data that the network is conditioned on beside ``Rm`` and ``Tm``; see ``runtime.channels``.
     ``coupling`` says which noise a pattern is shown with: ``independent``, or ``shift`` for each pattern in that cyclic shift of it which
     lies nearest to the noise (``symmetry.nearest_shift``), with which fewer steps do and samplers should add no noise of their own.
     ``min_snr_gamma`` weights the timesteps of the denoising loss as arXiv 2303.09556 does (the paper takes 5); 0 weights all alike.
@@ -91,12 +90,7 @@ class Recipe:
     @property
     def scheduled(self) -> bool:
         """Whether the network is told a timestep of a noise schedule."""
-        return self.objective == "denoising" or self.few_step
-
-    @property
-    def few_step(self) -> bool:
-        """Whether it starts from a trained model and makes of it one that samples in ``sampling_steps`` calls."""
-        return self.objective in ("distillation", "end_to_end")
+        return self.objective in ("denoising", "distillation")
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -166,22 +160,6 @@ RECIPES = {
         guidance_scale=5.0,
         masks=0.25,
         **{**_LEARNING, "batch_size": 64, "lr": 3e-4, "ema_decay": 0.999},
-    ),
-    # The same calls, learnt from the patterns in place of another's path.
-    "end_to_end": Recipe(
-        name="end_to_end",
-        network="spectral",
-        network_arguments={"unrolled": {"passes": 6, "power": 2}},
-        layout="orders",
-        canvas=0,
-        scheduler={**_SCHEDULER, "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
-        sampling_scheduler="ddim",
-        sampling_steps=2,
-        epochs=3,
-        objective="end_to_end",
-        loss="l1",
-        masks=0.25,
-        **{**_LEARNING, "batch_size": 64, "lr": 1e-4, "warmup_steps": 20, "ema_decay": 0.999},
     ),
     # Pattern and height -> R, T: what ranks candidates without a solver.
     "surrogate": Recipe(

@@ -323,6 +323,8 @@ def test_mistakes_are_sentences(few: Path, small_run: Path, tmp_path: Path) -> N
         override(RECIPES["consistency"], {"network_arguments": {"unrolled": {"passes": 3, "power": 0.5}}}, "here")
     with pytest.raises(DataError, match=r"'network_arguments.unrolled' is \{'passes': 0\}; expected"):
         override(RECIPES["consistency"], {"network_arguments": {"unrolled": {"passes": 0}}}, "here")
+    with pytest.raises(DataError, match=r"'teacher_steps' is 12, which is for the objective 'distillation'; leave it at 0"):
+        override(RECIPES["default"], {"teacher_steps": 12}, "here")
     with pytest.raises(DataError, match=r"'guidance_scale' is 3.0; of metasurfaces it is stated when exporting"):
         override(RECIPES["default"], {"guidance_scale": 3.0}, "here")
     with pytest.raises(DataError, match=r"holds a few-step model, .* and the recipe default would teach it another; name the run it"):
