@@ -72,9 +72,13 @@ def check(recipe: Recipe, where: str) -> None:
                 raise DataError(f"{where}: '{key}' is {getattr(recipe, key)}; it must be {words}")
     if recipe.masks + recipe.condition_dropout > 1:
         raise DataError(f"{where}: 'masks' and 'condition_dropout' are {recipe.masks} and {recipe.condition_dropout}; together at most 1")
-    for key, objectives in (("min_snr_gamma", ("denoising",)), ("target_noise", ("denoising", "distillation"))):
+    for key, objectives, words in (
+        ("min_snr_gamma", ("denoising",), "denoising"),
+        ("target_noise", ("denoising", "distillation"), "denoising"),
+        ("teacher_steps", ("distillation",), "the objective 'distillation'"),
+    ):
         if recipe.objective not in objectives and getattr(recipe, key):
-            raise DataError(f"{where}: '{key}' is {getattr(recipe, key)}, which is for denoising; leave it at 0")
+            raise DataError(f"{where}: '{key}' is {getattr(recipe, key)}, which is for {words}; leave it at 0")
     if recipe.coupling != "independent" and (recipe.layout == "labels" or recipe.objective != "denoising"):
         raise DataError(f"{where}: 'coupling' is '{recipe.coupling}', which is for denoisers of metasurfaces; leave it 'independent'")
     if (recipe.objective == "restoration") != (recipe.noise_sigma > 0):
@@ -115,8 +119,6 @@ def check(recipe: Recipe, where: str) -> None:
                 )
         if recipe.layout != "orders" and recipe.guidance_scale != 1:
             raise DataError(f"{where}: 'guidance_scale' is {recipe.guidance_scale}; a network without a mask is not guided, leave it at 1")
-    elif recipe.teacher_steps:
-        raise DataError(f"{where}: 'teacher_steps' is {recipe.teacher_steps}, which is for the objective 'distillation'; leave it at 0")
     _check_labels(recipe, where)
 
 
