@@ -201,7 +201,7 @@ def heat_maps(path: Path, results: Results) -> None:
         axes.set_xticks(range(len(columns)), ["\n".join(_word(value) for value in column) for column in columns], size=8)
         axes.set_ylabel(_short(grid.down))
         axes.set_xlabel(", ".join(_short(axis) for axis in grid.across))
-        axes.set_title(title, size=9)
+        axes.set_title(textwrap.fill(title, max(16, 9 * len(columns))), size=9)  # no wider than its columns, or it would be cut off
     with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=130)
 
@@ -238,7 +238,7 @@ def loss_curves(path: Path, out: Path, results: Results) -> None:
             label = f"{_short(grid.down)} {_word(row)}"
             panel.plot(x, [point["validation_loss"] for point in points], color=colour(place), linewidth=1.6, marker=mark, label=label)
         panel.set(xlabel=x_axis, ylabel="loss", yscale="log")
-        panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
         for formatter in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
             formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
         panel.tick_params(axis="y", which="both", labelsize=8)
