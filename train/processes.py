@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sized
 
 import numpy as np
@@ -27,6 +28,8 @@ def accelerator(recipe: Recipe) -> Accelerator:
     # accelerate keeps the precision of the first run of a process for all others.
     AcceleratorState._reset_state()
     # Buffers are the same constants in every process. Sending them around would also touch them between two passes of one step.
+    # torch has a new name for that, which accelerate does not pass on.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     same_buffers = DistributedDataParallelKwargs(broadcast_buffers=False)
     found = Accelerator(
         mixed_precision={"fp32": "no"}.get(recipe.precision, recipe.precision),

@@ -55,6 +55,7 @@ def test_two_processes_train_as_one(launcher: str, small_data: Path, uneven: Rec
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("trained:") == 1, "one process speaks"
+    assert "deprecated" not in done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("epoch ")]) == 2
     assert json.loads((run / "machine.json").read_text())["processes"] == 2
     rows, expected = rows_of(run), rows_of(alone)
