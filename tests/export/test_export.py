@@ -16,6 +16,7 @@ import torch
 
 from export import parity, yardsticks
 from export.bundle import export
+from export.unpack import unpack
 from runtime.bundle import Bundle, digest
 from runtime.data import load as load_data
 from runtime.errors import BundleError, DataError, TargetError
@@ -200,7 +201,7 @@ def test_evaluation_stands_in_manifest_and_card(small_run: Path, tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_lab2023_exports_and_samples(
+def test_lab2023_exports_samples_and_comes_back(
     small_data: Path,
     tmp_path: Path,
     manifest: Callable[[Path], dict[str, Any]],
@@ -243,3 +244,8 @@ def test_lab2023_exports_and_samples(
             sampler.design(full, 3, steps=3, guidance_scale=2)
     with pytest.raises(BundleError, match=r"lab2023 was not trained without condition; guidance_scale must be 1"):
         export(run, tmp_path / "other", sampling={"guidance_scale": 2.0})
+    # Its attention's weights lie transposed in the file, under names of the exporter's.
+    unpack(Bundle.open(bundle), tmp_path / "again")
+    weights, was = (checkpoint.load_weights(checkpoint.latest(path)) for path in (tmp_path / "again", run))
+    assert weights.keys() == was.keys()
+    assert all(torch.equal(weights[key], was[key]) for key in was)

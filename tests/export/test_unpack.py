@@ -25,7 +25,7 @@ from runtime.errors import BundleError, DataError
 from train import checkpoint
 from train.finetune import recipe_for
 from train.loop import train
-from train.recipes import RECIPES, Recipe
+from train.recipes import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -67,18 +67,6 @@ def test_a_surrogate_comes_back_as_the_same_function(judged: tuple[Path, Path], 
             torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
     assert mine.history()["steps"] == first.history()["steps"]
     assert mine.history()["validation_loss"] == first.history()["validation_loss"]
-
-
-def test_the_seeds_network_comes_back(small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its attention's weights lie transposed in the file, under names of the exporter's."""
-    monkeypatch.setattr(parity, "ENGINES", ("onnxruntime",))
-    monkeypatch.setattr(yardsticks, "CANDIDATES", 2)
-    recipe = dataclasses.replace(RECIPES["lab2023"], epochs=1, batch_size=64, validation_fraction=0.2, sampling_steps=2)
-    train(small_data, tmp_path / "lab", recipe, progress=False, pictures_every=0)
-    bundle = export(tmp_path / "lab", tmp_path / "bundle")
-    unpack(Bundle.open(bundle), tmp_path / "again")
-    found, was = (checkpoint.load_weights(checkpoint.latest(tmp_path / name)) for name in ("again", "lab"))
-    assert all(torch.equal(found[key], was[key]) for key in was)
 
 
 def test_training_goes_on_from_it(shipped: Path, small_data: Path, tmp_path: Path) -> None:
