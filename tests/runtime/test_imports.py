@@ -70,12 +70,18 @@ def imports(path: Path, top_level: bool = False) -> Iterator[tuple[int, str]]:
 
 
 def test_importing_the_runtime_needs_numpy_alone() -> None:
-    """And little else, so that it is quick; ``bench/runtime.py --only import`` measures how quick."""
     code = "import sys; before = set(sys.modules); import runtime; print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
     loaded = set(python(code).split())
     assert loaded >= {"numpy", "runtime"}
     assert loaded - sys.stdlib_module_names - {"numpy", "runtime"} == set()
     assert loaded & SLOW == set()
+
+
+def test_importing_the_runtime_costs_about_what_numpy_costs() -> None:
+    """Processor time of both in one process, the best of six; ``bench/runtime.py --only import`` measures the seconds."""
+    code = "from time import process_time as t; a = t(); import numpy; b = t(); import runtime; c = t(); print((c - b) / (b - a))"
+    best = min(float(python(code)) for _ in range(6))
+    assert best < 1.5, f"import runtime takes {best:.2f} times as long as NumPy, which it needs"
 
 
 def test_every_runtime_module_imports_without_torch_and_the_other_rooms() -> None:
